@@ -1,0 +1,116 @@
+/*
+ * Every declaration of the C core, with its contract.
+ *
+ * This file has no guard and no conditionals: the C compiler includes it (through hipc.h) and
+ * cffi parses it, so nothing is declared twice.
+ *
+ * What the core does: the two system calls that move bytes together with descriptors, newline
+ * framing, batched accept. What it does not: messages, JSON, acknowledgements, ownership. It sees
+ * bytes, ints and counts, allocates nothing, calls nobody back and keeps nothing between calls but
+ * what the caller's own hipc_reader holds.
+ *
+ * Return rule, one for all functions:
+ *     >= 0   done, or a condition that this function documents and its one caller handles;
+ *     < 0    -errno.
+ */
+
+#define HIPC_MAX_FDS 253      /* SCM_MAX_FD of Linux: the most that one sendmsg can carry */
+#define HIPC_SET_FIELDS 4     /* ints per descriptor set in hipc_reader.sets */
+#define HIPC_ADDRESS_SIZE 128 /* sizeof(struct sockaddr_storage), checked where it is used */
+
+/* Outcomes of hipc_receive. */
+#define HIPC_DRAINED 0 /* the socket is empty: wait until it is readable */
+#define HIPC_MORE 1    /* the budget or a report array is used up: take the report, call again */
+#define HIPC_FULL 2    /* the buffer holds one unfinished line and has no room: grow it */
+#define HIPC_EOF 3     /* the peer closed; the report may still hold lines */
+
+/* Kind of a descriptor, as hipc_kind returns it: for a socket its domain and type in the low
+ * sixteen bits, and the flags. Compared, never computed with. */
+#define HIPC_KIND_SOCKET 65536
+#define HIPC_KIND_LISTENING 131072
+#define HIPC_KIND_FIFO 262144
+#define HIPC_KIND_OTHER 524288
+
+/*
+ * The receiving side of one channel: a byte buffer and the report of the last call.
+ *
+ * All memory is the caller's, all offsets count from `data`. The caller sets the first group of
+ * fields once (again after growing the buffer), reads the second, and after taking a report sets
+ * `consumed` to the end of the last line it took and the three counts to 0.
+ *
+ * Descriptors in `fds` are owned by whoever holds the reader until the caller takes them; that is
+ * why they stay here, and not in a return value, if the caller is interrupted.
+ */
+typedef struct hipc_reader {
+    char *data;         /* buffer of `capacity` bytes */
+    size_t capacity;    /* at most INT32_MAX, since offsets are reported as int32 */
+    int32_t *ends;      /* report: offset one past each newline found */
+    int32_t *sets;      /* report: HIPC_SET_FIELDS ints a set, one set per read that brought
+                           descriptors or lost some: first byte and end of that read, number of
+                           descriptors that arrived, 1 if the kernel dropped some (MSG_CTRUNC) */
+    int32_t *fds;       /* report: descriptors of all sets, in order of arrival */
+    int32_t *kinds;     /* report: hipc_kind of each */
+    int32_t max_ends;
+    int32_t max_sets;
+    int32_t max_fds;    /* at least HIPC_MAX_FDS; `kinds` has the same size */
+
+    uint64_t position;  /* stream offset of data[0] */
+    size_t consumed;    /* bytes at the front that the caller has taken */
+    size_t scanned;     /* bytes already searched for a newline: never searched again */
+    size_t filled;      /* bytes in the buffer */
+    int32_t n_ends;
+    int32_t n_sets;
+    int32_t n_fds;
+    int32_t error;      /* errno of a read that failed after others had succeeded, else 0 */
+} hipc_reader;
+
+/*
+ * Read from the stream socket `fd` until it is empty, `budget` bytes have come, or a report array
+ * is full; then report every complete line and every descriptor set.
+ *
+ * Consumed bytes are dropped first, so offsets of an earlier report are no longer valid.
+ * Descriptors arrive close-on-exec, sockets among them non-blocking. EINTR is retried.
+ *
+ * Returns HIPC_DRAINED, HIPC_MORE, HIPC_FULL or HIPC_EOF; -errno if the first read failed. If a
+ * later one failed, what came before is reported, HIPC_MORE is returned and `error` is set.
+ */
+int hipc_receive(int fd, hipc_reader *reader, size_t budget);
+
+/*
+ * Append `length` bytes to the buffer as if they had been received, and report the lines.
+ *
+ * Returns the number of bytes that fitted.
+ */
+int64_t hipc_feed(hipc_reader *reader, const char *bytes, size_t length);
+
+/*
+ * Write bytes [offset, length) of `data` to the stream socket `fd`, with `n_fds` borrowed
+ * descriptors attached to the first of them (none if offset > 0: they left with the first byte).
+ * Goes on until all is written or the kernel takes no more; later writes of one call carry no
+ * descriptors. Never raises SIGPIPE. EINTR is retried.
+ *
+ * Returns the number of bytes written, at least 1; -errno if none was, of which these mean "wait":
+ * -EAGAIN until the socket is writable; -ETOOMANYREFS, -ENOBUFS, -ENOMEM for a while, since the
+ * socket stays writable. -EINVAL if there are descriptors but no bytes to carry them.
+ */
+int64_t hipc_send(int fd, const char *data, size_t offset, size_t length,
+                  const int32_t *fds, int32_t n_fds);
+
+/*
+ * Accept up to `max` connections from the non-blocking listening socket `fd`.
+ *
+ * `fds` receives the descriptors (non-blocking, close-on-exec, owned by the caller), `addresses`
+ * HIPC_ADDRESS_SIZE bytes for each, `lengths` how many of them are meaningful.
+ *
+ * Returns how many were accepted; -errno if none was (-EAGAIN: nobody is waiting). Connections
+ * that ended while they waited are skipped.
+ */
+int hipc_accept(int fd, int32_t max, int32_t *fds, char *addresses, int32_t *lengths);
+
+/*
+ * Say what the descriptor `fd` is: HIPC_KIND_SOCKET | domain << 8 | type, with
+ * HIPC_KIND_LISTENING for a listening stream socket; HIPC_KIND_FIFO; or HIPC_KIND_OTHER.
+ *
+ * Returns the kind; -errno (-EBADF) if it is not open.
+ */
+int32_t hipc_kind(int fd);

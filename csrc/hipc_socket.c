@@ -1,0 +1,286 @@
+/*
+ * The system calls: bytes with descriptors out, bytes with descriptors in, connections accepted.
+ *
+ * Decides nothing about them: which descriptors belong to which line, and what to do about lost
+ * ones, is said in Python (handleipc/incoming.py). Kernel facts are noted where they bite.
+ */
+#include "hipc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* macOS has neither flag; there close-on-exec is set after the fact and SO_NOSIGPIPE is the
+ * caller's to set. */
+#ifndef MSG_CMSG_CLOEXEC
+#define MSG_CMSG_CLOEXEC 0
+#define HIPC_SET_CLOEXEC 1
+#endif
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0
+#endif
+
+/* One read asks for this much at most: more does not come from a socket buffer of usual size. */
+#define READ_SIZE ((size_t)1 << 20)
+
+/* Room for the most descriptors the kernel delivers. A union, since a bare char array need not be
+ * aligned for a cmsghdr. CMSG_SPACE and not CMSG_LEN: the padding must be inside, or a kernel that
+ * fills it truncates. */
+typedef union control {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(sizeof(int) * HIPC_MAX_FDS)];
+} control;
+
+_Static_assert(sizeof(int) == sizeof(int32_t), "descriptors are reported as int32");
+_Static_assert(sizeof(struct sockaddr_storage) == HIPC_ADDRESS_SIZE, "address size");
+
+int32_t hipc_kind(int fd)
+{
+    int domain = 0, type = 0, listening = 0;
+    socklen_t size = sizeof(int);
+    struct stat status;
+
+#ifdef SO_DOMAIN
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0) {
+#else
+    struct sockaddr_storage address;
+    socklen_t length = sizeof(address);
+
+    if (getsockname(fd, (struct sockaddr *)&address, &length) == 0) {
+        domain = address.ss_family;
+#endif
+        size = sizeof(int);
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
+            return -errno;
+        size = sizeof(int);
+        /* BSD knows no SO_ACCEPTCONN on some families: then it is not a listener. */
+        if (type == SOCK_STREAM)
+            (void)getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+        return HIPC_KIND_SOCKET | (domain & 0xff) << 8 | (type & 0xff) |
+               (listening ? HIPC_KIND_LISTENING : 0);
+    }
+    if (errno != ENOTSOCK)
+        return -errno;
+    if (fstat(fd, &status) < 0)
+        return -errno;
+    return S_ISFIFO(status.st_mode) ? HIPC_KIND_FIFO : HIPC_KIND_OTHER;
+}
+
+/* Take the descriptors out of one control message and report them, classified and prepared. */
+static int32_t take_fds(hipc_reader *reader, struct cmsghdr *message)
+{
+    size_t bytes = message->cmsg_len - CMSG_LEN(0);
+    int32_t count = (int32_t)(bytes / sizeof(int));
+    int on = 1;
+
+    /* memcpy and not a cast: CMSG_DATA is not aligned for int everywhere. */
+    memcpy(reader->fds + reader->n_fds, CMSG_DATA(message), (size_t)count * sizeof(int));
+    for (int32_t i = 0; i < count; i++) {
+        int fd = reader->fds[reader->n_fds + i];
+        int32_t kind = hipc_kind(fd);
+
+#ifdef HIPC_SET_CLOEXEC
+        (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+#endif
+        /* A blocking socket would freeze the receiver's event loop. The flag belongs to the open
+         * file description, so a sender that keeps a copy shares it. */
+        if (kind > 0 && (kind & HIPC_KIND_SOCKET))
+            (void)ioctl(fd, FIONBIO, &on);
+        reader->kinds[reader->n_fds + i] = kind;
+    }
+    reader->n_fds += count;
+    return count;
+}
+
+/* Record the descriptors and the loss, if any, of one read that put bytes [start, filled). */
+static void report_set(hipc_reader *reader, struct msghdr *header, size_t start)
+{
+    int32_t *set = reader->sets + (size_t)reader->n_sets * HIPC_SET_FIELDS;
+    int32_t count = 0;
+    int truncated = (header->msg_flags & MSG_CTRUNC) != 0;
+
+    /* Every control message is walked: kinds we never asked for are skipped, and a second
+     * SCM_RIGHTS (Linux joins them, others need not) must not be leaked. */
+    for (struct cmsghdr *message = CMSG_FIRSTHDR(header); message != NULL;
+         message = CMSG_NXTHDR(header, message)) {
+        if (message->cmsg_level == SOL_SOCKET && message->cmsg_type == SCM_RIGHTS)
+            count += take_fds(reader, message);
+    }
+    /* With no free descriptor slot the kernel delivers the bytes, no control message at all, and
+     * only this flag: a set of zero descriptors keeps the loss in its place. */
+    if (count == 0 && !truncated)
+        return;
+    set[0] = (int32_t)start;
+    set[1] = (int32_t)reader->filled;
+    set[2] = count;
+    set[3] = truncated;
+    reader->n_sets++;
+}
+
+/* One recvmsg into the free part of the buffer: bytes read, 0 at EOF, -errno. */
+static ssize_t receive_once(int fd, hipc_reader *reader, size_t limit)
+{
+    control room;
+    size_t free_bytes = reader->capacity - reader->filled;
+    struct iovec part = {reader->data + reader->filled, free_bytes < limit ? free_bytes : limit};
+    struct msghdr header;
+    size_t start = reader->filled;
+    ssize_t got;
+
+    do {
+        memset(&header, 0, sizeof(header));
+        header.msg_iov = &part;
+        header.msg_iovlen = 1;
+        header.msg_control = &room;
+        header.msg_controllen = sizeof(room);
+        got = recvmsg(fd, &header, MSG_CMSG_CLOEXEC);
+    } while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return -errno;
+    reader->filled += (size_t)got;
+    report_set(reader, &header, start);
+    return got;
+}
+
+int hipc_receive(int fd, hipc_reader *reader, size_t budget)
+{
+    size_t received = 0;
+
+    reader->error = 0;
+    hipc_compact(reader);
+    hipc_scan(reader);
+    for (;;) {
+        ssize_t got;
+
+        if (received >= budget || reader->n_ends == reader->max_ends ||
+            reader->n_sets == reader->max_sets || reader->max_fds - reader->n_fds < HIPC_MAX_FDS)
+            return HIPC_MORE;
+        if (reader->filled == reader->capacity)
+            return reader->n_ends > 0 ? HIPC_MORE : HIPC_FULL;
+        got = receive_once(fd, reader, READ_SIZE);
+        if (got == 0)
+            return HIPC_EOF;
+        if (got == -EAGAIN || got == -EWOULDBLOCK)
+            return HIPC_DRAINED;
+        if (got < 0) {
+            if (received == 0)
+                return (int)got;
+            reader->error = (int32_t)-got;
+            return HIPC_MORE;
+        }
+        received += (size_t)got;
+        hipc_scan(reader);
+    }
+}
+
+/* One sendmsg of bytes [offset, length) with the descriptors: bytes written or -errno. */
+static ssize_t send_once(int fd, const char *data, size_t offset, size_t length,
+                         const int32_t *fds, int32_t n_fds)
+{
+    control room;
+    struct iovec part = {(char *)(uintptr_t)(data + offset), length - offset};
+    struct msghdr header;
+    ssize_t sent;
+
+    memset(&header, 0, sizeof(header));
+    header.msg_iov = &part;
+    header.msg_iovlen = 1;
+    if (n_fds > 0) {
+        size_t bytes = (size_t)n_fds * sizeof(int);
+
+        header.msg_control = &room;
+        header.msg_controllen = CMSG_SPACE(bytes);
+        memset(&room, 0, CMSG_SPACE(bytes));
+        room.align.cmsg_level = SOL_SOCKET;
+        room.align.cmsg_type = SCM_RIGHTS;
+        room.align.cmsg_len = CMSG_LEN(bytes);
+        memcpy(CMSG_DATA(&room.align), fds, bytes);
+    }
+    do {
+        sent = sendmsg(fd, &header, MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -errno : sent;
+}
+
+int64_t hipc_send(int fd, const char *data, size_t offset, size_t length,
+                  const int32_t *fds, int32_t n_fds)
+{
+    size_t start = offset;
+
+    if (n_fds < 0 || n_fds > HIPC_MAX_FDS)
+        return -EINVAL;
+    /* Linux drops the descriptors of an empty stream write without a word. */
+    if (offset >= length)
+        return n_fds > 0 ? -EINVAL : 0;
+    if (offset > 0)
+        n_fds = 0;
+    while (offset < length) {
+        ssize_t sent = send_once(fd, data, offset, length, fds, n_fds);
+
+        if (sent < 0) {
+            if (offset > start)
+                break; /* the next call meets the same error, with nothing written */
+            return sent;
+        }
+        /* All descriptors leave with the first byte, however short the write was. */
+        n_fds = 0;
+        offset += (size_t)sent;
+    }
+    return (int64_t)(offset - start);
+}
+
+/* Errors of accept that belong to the one connection, not to the listener (accept(2)). */
+static int is_of_the_connection(int error)
+{
+    return error == EINTR || error == ECONNABORTED || error == EPROTO || error == ENETDOWN ||
+           error == ENOPROTOOPT || error == EHOSTDOWN || error == EHOSTUNREACH ||
+           error == ENETUNREACH || error == EPERM;
+}
+
+static int accept_one(int fd, struct sockaddr *address, socklen_t *length)
+{
+#if defined(__linux__) || defined(__FreeBSD__)
+    return accept4(fd, address, length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+#else
+    int on = 1;
+    int connection = accept(fd, address, length);
+
+    if (connection >= 0) {
+        (void)fcntl(connection, F_SETFD, FD_CLOEXEC);
+        (void)ioctl(connection, FIONBIO, &on);
+    }
+    return connection;
+#endif
+}
+
+int hipc_accept(int fd, int32_t max, int32_t *fds, char *addresses, int32_t *lengths)
+{
+    int32_t count = 0;
+    int failures = 0;
+
+    while (count < max) {
+        struct sockaddr_storage address;
+        socklen_t length = sizeof(address);
+        int connection = accept_one(fd, (struct sockaddr *)&address, &length);
+
+        if (connection < 0) {
+            int error = errno;
+
+            /* Bounded, so that a listener which only ever fails cannot hold the event loop. */
+            if (is_of_the_connection(error) && ++failures <= max)
+                continue;
+            return count > 0 ? count : -error;
+        }
+        if (length > sizeof(address))
+            length = sizeof(address);
+        fds[count] = connection;
+        memcpy(addresses + (size_t)count * HIPC_ADDRESS_SIZE, &address, length);
+        lengths[count] = (int32_t)length;
+        count++;
+    }
+    return count;
+}

@@ -1,0 +1,78 @@
+"""Hand live sockets between processes: a message and a descriptor arrive together.
+
+Python and Node.js alike. Start a child with ``fork`` or ``spawn``, get the other end with
+``parent``, and ``send`` a message with a handle; see the README.
+"""
+
+import sys
+
+if sys.platform == "win32":
+    raise ImportError(
+        "handleipc hands POSIX descriptors over Unix sockets: Windows is not supported"
+    )
+
+from handleipc.asyncio.channel import Channel
+from handleipc.asyncio.connection import Connection
+from handleipc.asyncio.handles import register
+from handleipc.asyncio.process import Child, fork, parent, spawn
+from handleipc.asyncio.server import Server, listen, listen_unix
+from handleipc.conversions import Native
+from handleipc.exceptions import (
+    ChannelBroken,
+    ChannelBusy,
+    ChannelClosed,
+    ChannelFull,
+    DescriptorReleased,
+    HandleError,
+    HandleIPCError,
+    HandleNotDelivered,
+    LineTooLong,
+    LocalProtocolError,
+    MalformedEnvelope,
+    MessageNotSerializable,
+    NoChannel,
+    ProtocolError,
+    RemoteProtocolError,
+    UnsupportedHandle,
+    WorkerExited,
+)
+from handleipc.fds import FileDescriptor
+from handleipc.limits import Limits
+from handleipc.registry import Conversion
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Channel",
+    "ChannelBroken",
+    "ChannelBusy",
+    "ChannelClosed",
+    "ChannelFull",
+    "Child",
+    "Connection",
+    "Conversion",
+    "DescriptorReleased",
+    "FileDescriptor",
+    "HandleError",
+    "HandleIPCError",
+    "HandleNotDelivered",
+    "Limits",
+    "LineTooLong",
+    "LocalProtocolError",
+    "MalformedEnvelope",
+    "MessageNotSerializable",
+    "Native",
+    "NoChannel",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "Server",
+    "UnsupportedHandle",
+    "WorkerExited",
+    "__version__",
+    "fork",
+    "listen",
+    "listen_unix",
+    "parent",
+    "register",
+    "spawn",
+]

@@ -1,0 +1,43 @@
+"""Types of the compiled core, so that ``Any`` stops here. The contracts are in csrc/hipc_api.h."""
+
+from typing import Any
+
+class CData:
+    """A value owned by cffi."""
+
+    def __getattr__(self, name: str) -> Any: ...
+    def __setattr__(self, name: str, value: Any) -> None: ...
+
+class FFI:
+    def new(self, cdecl: str, init: object = None) -> CData: ...
+    def from_buffer(self, cdecl: str, python_buffer: object) -> CData: ...
+    def buffer(self, cdata: CData) -> Any: ...
+
+class Lib:
+    HIPC_MAX_FDS: int
+    HIPC_SET_FIELDS: int
+    HIPC_ADDRESS_SIZE: int
+    HIPC_DRAINED: int
+    HIPC_MORE: int
+    HIPC_FULL: int
+    HIPC_EOF: int
+    HIPC_KIND_SOCKET: int
+    HIPC_KIND_LISTENING: int
+    HIPC_KIND_FIFO: int
+    HIPC_KIND_OTHER: int
+
+    @staticmethod
+    def hipc_receive(fd: int, reader: CData, budget: int) -> int: ...
+    @staticmethod
+    def hipc_feed(reader: CData, data: bytes, length: int) -> int: ...
+    @staticmethod
+    def hipc_send(
+        fd: int, data: bytes, offset: int, length: int, fds: list[int], n_fds: int
+    ) -> int: ...
+    @staticmethod
+    def hipc_accept(fd: int, max: int, fds: CData, addresses: CData, lengths: CData) -> int: ...
+    @staticmethod
+    def hipc_kind(fd: int) -> int: ...
+
+ffi: FFI
+lib: Lib

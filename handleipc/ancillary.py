@@ -1,0 +1,158 @@
+"""The two system calls that move bytes with descriptors, and accept: skins over the C core.
+
+Together with ``framing`` the only module that may name ``_core``. Called by the fronts alone; no
+pure layer sees a socket.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+
+from handleipc._core import ffi, lib
+from handleipc.framing import Batch, LineFramer
+
+__all__ = [
+    "KIND_FIFO",
+    "KIND_LISTENING",
+    "KIND_OTHER",
+    "KIND_SOCKET",
+    "Acceptor",
+    "Receiver",
+    "Refused",
+    "descriptor_kind",
+    "send_with_fds",
+]
+
+KIND_SOCKET: int = lib.HIPC_KIND_SOCKET
+KIND_LISTENING: int = lib.HIPC_KIND_LISTENING
+KIND_FIFO: int = lib.HIPC_KIND_FIFO
+KIND_OTHER: int = lib.HIPC_KIND_OTHER
+
+_hipc_send = lib.hipc_send
+_hipc_receive = lib.hipc_receive
+
+# One wake-up of the event loop reads this much, then others get their turn.
+READ_BUDGET = 256 * 1024
+
+
+class Refused(enum.Enum):
+    """Why ``send_with_fds`` wrote nothing, and what to wait for."""
+
+    AGAIN = "until the socket is writable"
+    IN_FLIGHT = "for a while: too many descriptors in flight, or no memory"
+
+
+_REFUSALS = {
+    -errno.EAGAIN: Refused.AGAIN,
+    -errno.EWOULDBLOCK: Refused.AGAIN,
+    -errno.ETOOMANYREFS: Refused.IN_FLIGHT,
+    -errno.ENOBUFS: Refused.IN_FLIGHT,
+    -errno.ENOMEM: Refused.IN_FLIGHT,
+}
+
+
+def send_with_fds(fd: int, data: bytes, offset: int, fds: list[int]) -> int | Refused:
+    """Write ``data[offset:]`` with borrowed descriptors attached to its first byte.
+
+    Returns:
+        The number of bytes written, at least 1; or what to wait for.
+
+    Raises:
+        OSError: the write failed for good (EPIPE, EBADF, ...); nothing was written.
+    """
+    written = _hipc_send(fd, data, offset, len(data), fds, len(fds))
+    if written >= 0:
+        return written
+    refused = _REFUSALS.get(written)
+    if refused is None:
+        raise OSError(-written, os.strerror(-written))
+    return refused
+
+
+def descriptor_kind(fd: int) -> int:
+    """Return what ``fd`` is (the ``HIPC_KIND_`` values of csrc/hipc_api.h).
+
+    Raises:
+        OSError: it is not open.
+    """
+    kind = lib.hipc_kind(fd)
+    if kind < 0:
+        raise OSError(-kind, os.strerror(-kind))
+    return kind
+
+
+class Receiver:
+    """Reads one channel socket into a framer. Owns what was received and not yet taken."""
+
+    def __init__(self, framer: LineFramer) -> None:
+        self._framer = framer
+        self.at_eof = False
+        self.drained = False
+
+    def receive(self, fd: int, budget: int = READ_BUDGET) -> Batch:
+        """Read until the socket is empty or ``budget`` bytes have come; return the lines.
+
+        Afterwards ``drained`` says whether the socket was empty, ``at_eof`` whether it has ended.
+
+        Raises:
+            OSError: the read failed (ECONNRESET, EBADF, ...), with nothing received before it.
+            LineTooLong: a line exceeds the framer's limit.
+        """
+        framer = self._framer
+        outcome = _hipc_receive(fd, framer.reader, budget)
+        if outcome < 0:
+            raise OSError(-outcome, os.strerror(-outcome))
+        self.drained = outcome == lib.HIPC_DRAINED
+        self.at_eof = outcome == lib.HIPC_EOF
+        batch = framer.take_batch()
+        if outcome == lib.HIPC_FULL:
+            framer.grow()
+        return batch
+
+    @property
+    def position(self) -> int:
+        """Bytes received so far."""
+        reader = self._framer.reader
+        return int(reader.position + reader.filled)
+
+    def close(self) -> None:
+        """Close the descriptors that were received and never taken."""
+        for leftover in self._framer.take_sets():
+            for fd in leftover.fds:
+                os.close(fd)
+
+
+class Acceptor:
+    """Accepts connections in batches, each with the address the kernel gave along."""
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._fds = ffi.new("int32_t[]", batch)
+        self._addresses = ffi.new("char[]", batch * lib.HIPC_ADDRESS_SIZE)
+        self._lengths = ffi.new("int32_t[]", batch)
+
+    def accept(self, fd: int, limit: int) -> list[tuple[int, bytes]]:
+        """Accept at most ``limit`` connections from the listening socket ``fd``.
+
+        Returns:
+            Pairs of a descriptor (non-blocking, close-on-exec, the caller's) and the peer's
+            address as the kernel's bytes. Empty if nobody is waiting.
+
+        Raises:
+            OSError: EMFILE and the like; nothing was accepted.
+        """
+        count = lib.hipc_accept(
+            fd, min(limit, self._batch), self._fds, self._addresses, self._lengths
+        )
+        if count == -errno.EAGAIN:
+            return []
+        if count < 0:
+            raise OSError(-count, os.strerror(-count))
+        size = lib.HIPC_ADDRESS_SIZE
+        raw = bytes(ffi.buffer(self._addresses)[: count * size])
+        return [
+            (self._fds[i], raw[i * size : i * size + self._lengths[i]])  # type: ignore[index]
+            for i in range(count)
+        ]

@@ -1,0 +1,769 @@
+"""``Channel``: the duplex channel between two processes, on a raw descriptor of the event loop.
+
+Reads and writes, waits, and calls listeners; what any of it means is decided in ``protocol``.
+``add_reader`` and ``add_writer`` are the one interface that asyncio and uvloop share for a socket
+whose descriptors must not be lost: a transport would read with ``recv``, which drops them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import select
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, ClassVar, Self
+
+from handleipc import codec
+from handleipc.ancillary import Receiver, Refused, send_with_fds
+from handleipc.asyncio.emitter import Emitter
+from handleipc.asyncio.handles import default_registry
+from handleipc.exceptions import (
+    ChannelBroken,
+    ChannelBusy,
+    ChannelClosed,
+    ChannelFull,
+    HandleIPCError,
+    HandleNotDelivered,
+    LineTooLong,
+    LocalProtocolError,
+    MessageNotSerializable,
+    RemoteProtocolError,
+    UnsupportedHandle,
+)
+from handleipc.framing import LineFramer
+from handleipc.incoming import Delivery
+from handleipc.limits import Limits
+from handleipc.outgoing import PEER_SPEAKS_NODE, Entry, Stage
+from handleipc.pending import PendingHandle
+from handleipc.protocol import ChannelProtocol, Invitation, State
+from handleipc.system import System
+from handleipc.typing import JSON
+
+__all__ = ["Channel"]
+
+log = logging.getLogger("handleipc")
+
+# One process, one budget of descriptors in flight.
+_system = System()
+
+# Bytes written before the event loop gets its turn.
+WRITE_BUDGET = 1024 * 1024
+# Sends in a row that never had to wait, after which other tasks get their turn.
+SENDS_IN_A_ROW = 64
+# How long the end of the event loop is held up to write what is queued.
+LAST_FLUSH = 1.0
+# Bytes that an envelope of either dialect adds to a message at most, its handle's options aside.
+ENVELOPE_BYTES = 256
+
+Message = tuple[JSON, Any]
+
+
+class Channel(Emitter):
+    """One end of a channel. Made by ``fork``, ``spawn`` and ``parent``, not by hand.
+
+    It is its own iterator: ``async for message, handle in channel`` ends when the peer disconnects.
+
+    Args:
+        sock: this end of the socket pair; the channel's from here on.
+        limits: the bounds of this end.
+        inviting: the peer was invited to the native dialect.
+        invited_by: the invitation this process was started with.
+    """
+
+    EVENTS: ClassVar[frozenset[str]] = frozenset(
+        {"message", "internal_message", "disconnect", "error", "undelivered"}
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        limits: Limits,
+        *,
+        inviting: bool = False,
+        invited_by: Invitation | None = None,
+    ) -> None:
+        super().__init__(asyncio.get_running_loop())
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._limits = limits
+        self._registry = default_registry
+        self._protocol = ChannelProtocol(
+            limits, _system, self._registry.convert, inviting=inviting, invited_by=invited_by
+        )
+        self._protocol.on_wake = self._wake
+        self._receiver = Receiver(LineFramer(limits.line))
+        self._is_reading = self._is_writing = False
+        self._in_turn = False
+        self._turn_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+
+        self._reader: asyncio.Future[None] | None = None
+        self._wants_all = False
+        self._waiters: set[asyncio.Future[Any]] = set()
+        self._drainers: set[asyncio.Future[None]] = set()
+        self._flushers: set[asyncio.Future[None]] = set()
+        self._sends_in_a_row = 0
+        self._above_water = False
+        self._disconnect_emitted = False
+        self._ended = asyncio.Event()
+        self._attach()
+
+    # -- what the application asks ---------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can be sent. False at once after ``disconnect()``."""
+        return self._protocol.state is State.OPEN
+
+    @property
+    def dialect(self) -> str:
+        """``"node"`` or ``"native"``: how this channel is spelled on the wire, as known so far."""
+        return self._protocol.dialect
+
+    async def send(
+        self,
+        message: JSON,
+        handle: object = None,
+        *,
+        keep_open: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Send a message, with a handle or without.
+
+        Returns when a plain message has been written to the kernel, or when the peer has
+        acknowledged the handle, which from then on is its own: a connection is closed here, unless
+        ``keep_open``; listeners, UDP sockets and ``Native`` stay open in any case.
+
+        A call cancelled, or timed out, before the first byte has left is withdrawn, and the handle
+        is the caller's. Later it goes on; should it fail then, it goes to ``"undelivered"``.
+
+        Args:
+            message: any JSON value.
+            handle: what to hand over; see the table in the README.
+            keep_open: keep this end's copy open after delivery.
+            timeout: seconds to wait; None for ever.
+
+        Raises:
+            HandleNotDelivered: the handle is back and usable; the exception says why.
+            ChannelClosed: this end has disconnected.
+            ChannelBroken: the peer ended, before the message was written.
+            ChannelFull: more is queued than ``Limits`` allows.
+            ChannelBusy: the peer waits for us to read, and nobody does.
+            MessageNotSerializable, UnsupportedHandle, DescriptorReleased: bad input; nothing was
+                sent.
+            TimeoutError: ``timeout`` passed. If the handle has been withdrawn, as
+                ``HandleNotDelivered`` instead.
+        """
+        entry = self._queue(message, handle, keep_open, waited=True)
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        entry.waiter = waiter
+        self._waiters.add(waiter)
+        try:
+            self._turn()
+            if not waiter.done():
+                self._sends_in_a_row = 0
+                async with asyncio.timeout(timeout):
+                    await waiter
+            else:
+                self._sends_in_a_row += 1
+                if self._sends_in_a_row >= SENDS_IN_A_ROW:
+                    self._sends_in_a_row = 0
+                    await asyncio.sleep(0)
+            waiter.result()
+        except (asyncio.CancelledError, TimeoutError, ChannelBusy) as error:
+            entry.waiter = None
+            withdrawn = self._protocol.outgoing.withdraw(entry)
+            if withdrawn and handle is not None and isinstance(error, TimeoutError):
+                raise HandleNotDelivered(handle, f"it did not leave within {timeout} s") from None
+            raise
+        finally:
+            self._waiters.discard(waiter)
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # seen, if the await itself was cancelled
+            self._schedule_turn()
+
+    def send_nowait(
+        self, message: JSON, handle: object = None, *, keep_open: bool = False
+    ) -> bool:
+        """Queue a message, as Node's ``send``; it leaves with all others of this loop turn.
+
+        A handle that cannot be delivered goes to the ``"undelivered"`` listeners as ``(message,
+        handle, reason)``; with no listener it is closed and logged.
+
+        Returns:
+            False above the high-water mark: ``await drain()`` before sending more.
+
+        Raises:
+            ChannelClosed, ChannelBroken, ChannelFull, MessageNotSerializable, UnsupportedHandle,
+            DescriptorReleased: as ``send``.
+        """
+        self._queue(message, handle, keep_open, waited=False)
+        self._schedule_turn()
+        return not self._update_water()
+
+    async def drain(self) -> None:
+        """Wait until the queue is below its low-water mark.
+
+        Raises:
+            ChannelBroken: the channel ended with messages queued.
+            ChannelBusy: the peer waits for us to read, and nobody does.
+        """
+        if self._update_water():
+            await self._wait_in(self._drainers)
+
+    async def flush(self) -> None:
+        """Wait until everything is written and every handle acknowledged.
+
+        Raises:
+            ChannelBroken: the channel ended before.
+            ChannelBusy: the peer waits for us to read, and nobody does.
+        """
+        self._turn()
+        if not self._protocol.outgoing.idle:
+            await self._wait_in(self._flushers)
+
+    async def recv(self) -> Message:
+        """Return the next message as ``(message, handle)``; ``handle`` is None for plain ones.
+
+        Cancelled, it has taken nothing.
+
+        Raises:
+            ChannelBusy: there is a ``"message"`` listener, or another ``recv`` waits.
+            ChannelClosed: this end has disconnected, and everything was read.
+            ChannelBroken: the peer has disconnected, and everything was read.
+            RemoteProtocolError: the peer broke the protocol.
+        """
+        await self._wait_ready()
+        return self._take()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.recv()
+        except ChannelClosed:
+            raise StopAsyncIteration from None
+
+    async def batches(self) -> AsyncIterator[list[Message]]:
+        """Iterate over messages in lists, of everything that has arrived each time.
+
+        Cheaper than one by one under load. All handles of a list are acknowledged.
+        """
+        while True:
+            self._wants_all = True
+            try:
+                await self._wait_ready()
+            except ChannelClosed:
+                return
+            finally:
+                self._wants_all = False
+            ready = self._protocol.incoming.ready
+            batch = [self._take() for _ in range(len(ready))]
+            yield batch
+
+    def disconnect(self, *, timeout: float | None = None) -> None:
+        """End politely: what was sent before is flushed, then the channel closes.
+
+        ``connected`` is False at once; ``"disconnect"`` follows. Messages that arrived and were
+        not taken stay readable. Handles of the peer that were not acknowledged go back to it.
+        Does nothing the second time. The end of ``asyncio.run`` right after it flushes for one
+        second at most.
+
+        Args:
+            timeout: seconds to flush, then ``abort()``; None means ``Limits.disconnect_timeout``.
+        """
+        self._protocol.disconnect(
+            self._limits.disconnect_timeout if timeout is None else timeout
+        )
+        self._schedule_turn()
+
+    async def wait_disconnected(self) -> None:
+        """Wait until the channel has ended, whoever ended it."""
+        await self._ended.wait()
+
+    def abort(self) -> None:
+        """End now. Handles not acknowledged come back; what is queued is lost.
+
+        Towards a living Node peer the one handle in flight cannot be taken back: this end's copy
+        is closed, and it is reported as undelivered ``in doubt``.
+        """
+        self._abort(ChannelClosedByAbort())
+        self._turn()
+
+    # -- queueing --------------------------------------------------------------------------------
+
+    def _queue(self, message: JSON, handle: object, keep_open: bool, *, waited: bool) -> Entry:
+        protocol, limits = self._protocol, self._limits
+        if protocol.state is not State.OPEN:
+            raise self._why_closed()
+        line = codec.encode(message, limits.depth)
+        if len(line) + ENVELOPE_BYTES > limits.line:
+            raise MessageNotSerializable(
+                f"the message takes {len(line)} bytes, and Limits.line is {limits.line}"
+            )
+        outgoing = protocol.outgoing
+        queued = outgoing.unsent_bytes
+        if queued and queued + len(line) > limits.queued_bytes:
+            raise ChannelFull(
+                f"{queued} bytes are queued, and Limits.queued_bytes is"
+                f" {limits.queued_bytes}: await drain() before sending more"
+            )
+        if handle is None:
+            entry = Entry(line, message, None)
+            outgoing.push(entry if waited else line)
+            return entry
+        if outgoing.waiting_handles >= limits.queued_handles:
+            raise ChannelFull(
+                f"{outgoing.waiting_handles} handles are queued, which is Limits.queued_handles:"
+                " await drain() before sending more"
+            )
+        entry = Entry(line, message, self._pend(handle, keep_open))
+        outgoing.push(entry)
+        return entry
+
+    def _pend(self, handle: object, keep_open: bool) -> PendingHandle:
+        pending = self._registry.pend(handle, keep_open)
+        if pending.native_only and not self._protocol.may_become_native:
+            pending.returned()
+            raise UnsupportedHandle(PEER_SPEAKS_NODE)
+        return pending
+
+    def _why_closed(self) -> ChannelClosed:
+        if self._protocol.state is State.CLOSING:
+            return ChannelClosed("this end has disconnected: nothing more can be sent")
+        error = self._protocol.error
+        if isinstance(error, ChannelClosedByAbort):
+            return ChannelClosed("this end has aborted the channel")
+        if error is None and self._protocol.ended_here:
+            return ChannelClosed("this end has disconnected: nothing more can be sent")
+        broken = ChannelBroken(f"the channel has ended: {error or 'the peer closed it'}")
+        broken.__cause__ = error
+        return broken
+
+    def _update_water(self) -> bool:
+        """Say whether the queue is above water: from the high mark until it is at the low one."""
+        outgoing, limits = self._protocol.outgoing, self._limits
+        size, handles = outgoing.unsent_bytes, outgoing.waiting_handles
+        if self._above_water:
+            self._above_water = size > limits.low_water_bytes or handles > limits.low_water_handles
+        else:
+            self._above_water = (
+                size >= limits.high_water_bytes or handles >= limits.high_water_handles
+            )
+        return self._above_water
+
+    async def _wait_in(self, waiters: set[asyncio.Future[None]]) -> None:
+        if self._protocol.state is State.CLOSED:
+            raise self._why_closed()
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        waiters.add(waiter)
+        self._turn()
+        try:
+            await waiter
+        finally:
+            waiters.discard(waiter)
+
+    # -- taking ----------------------------------------------------------------------------------
+
+    async def _wait_ready(self) -> None:
+        if self._has_listeners("message"):
+            raise ChannelBusy("a 'message' listener takes the messages of this channel: remove it")
+        if self._reader is not None:
+            raise ChannelBusy("another recv() or iteration waits for the next message already")
+        incoming = self._protocol.incoming
+        while not incoming.ready:
+            if self._protocol.state is State.CLOSED:
+                if isinstance(self._protocol.error, RemoteProtocolError):
+                    raise self._protocol.error
+                raise self._why_closed()
+            self._reader = self._loop.create_future()
+            self._turn()
+            try:
+                if not incoming.ready and self._protocol.state is not State.CLOSED:
+                    await self._reader
+            finally:
+                self._reader = None
+
+    def _take(self) -> Message:
+        incoming = self._protocol.incoming
+        delivery = incoming.take()
+        if not incoming.ready or delivery.handle is not None or incoming.grant_due:
+            self._schedule_turn()
+        return delivery.message, delivery.handle
+
+    def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
+        if event == "message" and self._reader is not None:
+            raise ChannelBusy("recv() or an iteration waits for the next message already")
+        super()._add(event, listener, once=once)
+
+    def _listeners_changed(self, event: str) -> None:
+        if event == "message":
+            self._schedule_turn()
+
+    def _deliver(self) -> bool:
+        """Give listeners what is ready; returns whether anything was given."""
+        incoming = self._protocol.incoming
+        given = False
+        while incoming.urgent or (incoming.ready and self._has_listeners("message")):
+            delivery = incoming.take()
+            given = True
+            self._give(delivery)
+        if incoming.ready and self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+        return given
+
+    def _give(self, delivery: Delivery) -> None:
+        event = "internal_message" if delivery.is_internal else "message"
+        if not self._emit(event, delivery.message, delivery.handle) and delivery.handle is not None:
+            # As Node: an internal message without a listener is gone. Its descriptor is not.
+            delivery.handle.close()  # type: ignore[attr-defined]
+
+    # -- the event loop --------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Serve the channel on the running loop, until it ends or the loop does."""
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._keeper = _until_the_loop_ends(self)
+        # Runs up to its yield, which never suspends: now the loop will close it when it ends.
+        with contextlib.suppress(StopIteration):
+            self._keeper.__anext__().send(None)
+        self._schedule_turn()
+
+    def _dismiss_keeper(self) -> None:
+        with contextlib.suppress(StopIteration, RuntimeError):  # RuntimeError: it is running us
+            self._keeper.aclose().send(None)
+
+    def _detach(self) -> None:
+        """Take everything off the loop; the socket stays open."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._watch(reading=False, writing=False)
+
+    def _watch(self, *, reading: bool, writing: bool) -> None:
+        if reading is not self._is_reading:
+            self._is_reading = reading
+            if reading:
+                self._loop.add_reader(self._fd, self._on_readable)
+            else:
+                self._loop.remove_reader(self._fd)
+        if writing is not self._is_writing:
+            self._is_writing = writing
+            if writing:
+                self._loop.add_writer(self._fd, self._turn)
+            else:
+                self._loop.remove_writer(self._fd)
+
+    def _on_readable(self) -> None:
+        self._read()
+        self._turn()
+
+    def _read(self, *, peer_is_dead: bool = False) -> None:
+        protocol = self._protocol
+        try:
+            batch = self._receiver.receive(self._fd)
+        except LineTooLong as error:
+            protocol.abort(error)
+            return
+        except OSError:
+            # ECONNRESET: the peer closed with something of ours unread. What it had sent was
+            # delivered before this.
+            protocol.receive_eof(peer_is_dead=peer_is_dead)
+            return
+        protocol.received(batch)
+        if self._receiver.at_eof:
+            protocol.receive_eof(peer_is_dead=peer_is_dead)
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled and not self._loop.is_closed():
+            self._turn_scheduled = True
+            self._loop.call_soon(self._scheduled_turn)
+
+    def _scheduled_turn(self) -> None:
+        self._turn_scheduled = False
+        self._turn()
+
+    def _wake(self) -> None:
+        if not self._loop.is_closed():
+            self._schedule_turn()
+
+    def _turn(self) -> None:
+        """Do everything that can be done now: write, give, settle, and watch for the rest."""
+        if self._in_turn:
+            return
+        if self._sock.fileno() < 0:
+            self._give_what_is_left()
+            return
+        self._in_turn = True
+        try:
+            writing = self._go_on()
+        finally:
+            self._in_turn = False
+        if self._protocol.state is State.CLOSED:
+            self._end()
+        else:
+            reading = self._protocol.want_read(waiting=self._is_waited_for)
+            if not reading:
+                self._protocol.pause_progress_watch()
+            self._watch(reading=reading, writing=writing)
+            self._arm_timer()
+
+    def _go_on(self) -> bool:
+        """Write and give in turns, since each makes room for the other. Returns ``_write``'s."""
+        protocol = self._protocol
+        incoming = protocol.incoming
+        listened = self._has_listeners("message")
+        incoming.holds_back = not listened
+        incoming.ready_limit = None if listened or self._wants_all else self._limits.ready
+        incoming.wants_more = self._is_waited_for
+        while True:
+            incoming.pump()
+            writing = self._write()
+            self._report_outcomes()
+            given = self._deliver()
+            self._report_faults()
+            if protocol.finished:
+                protocol.finish()
+            if not given or protocol.state is State.CLOSED:
+                break
+        self._wake_waiters()
+        return writing
+
+    @property
+    def _is_waited_for(self) -> bool:
+        return bool(
+            self._waiters
+            or self._drainers
+            or self._flushers
+            or self._protocol.state is State.CLOSING
+        )
+
+    def _write(self) -> bool:
+        """Write what may leave. Returns whether to call again when the socket is writable."""
+        protocol = self._protocol
+        budget = WRITE_BUDGET
+        while (stage := protocol.next_stage()) is not None:
+            if budget <= 0:
+                self._schedule_turn()
+                return False
+            try:
+                written = send_with_fds(self._fd, stage.data, stage.offset, stage.fds)
+            except OSError as error:
+                self._write_failed(stage, error)
+                continue
+            if written is Refused.AGAIN:
+                return True
+            if written is Refused.IN_FLIGHT:
+                if stage.is_control or not stage.fds:
+                    # No memory for a few bytes: the socket may be writable all the same.
+                    self._loop.call_later(self._limits.in_flight_delay_max, self._schedule_turn)
+                    return False
+                protocol.write_refused()
+                continue
+            assert isinstance(written, int)
+            budget -= written
+            protocol.wrote(written)
+            if protocol.outgoing.stage is stage:
+                return True  # the kernel took a part, so it is full
+        return False
+
+    def _write_failed(self, stage: Stage, error: OSError) -> None:
+        if stage.fds and not stage.offset and not isinstance(error, ConnectionError):
+            # EPERM: the peer has SO_PASSRIGHTS off. EBADF, EINVAL: not a descriptor that travels.
+            self._protocol.handles_refused(f"the kernel does not pass it on: {error.strerror}")
+        else:
+            self._protocol.write_failed()
+
+    def _arm_timer(self) -> None:
+        deadline = self._protocol.deadline()
+        if deadline is None:
+            return
+        when = deadline - _system.clock() + self._loop.time()
+        # An earlier timer that fires for nothing costs less than one rearmed at every read.
+        if self._timer is None or self._timer.when() > when:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._protocol.on_deadline()
+        self._turn()
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def _report_outcomes(self) -> None:
+        outcomes = self._protocol.outgoing.outcomes
+        while outcomes:
+            entry, reason = outcomes.popleft()
+            waiter = entry.waiter
+            if isinstance(waiter, asyncio.Future) and not waiter.done():
+                if reason is None:
+                    waiter.set_result(None)
+                elif entry.pending is None:
+                    waiter.set_exception(self._why_closed())
+                else:
+                    waiter.set_exception(HandleNotDelivered(entry.pending.handle, reason))
+            elif reason is not None and entry.pending is not None:
+                self._undelivered(entry, reason)
+
+    def _undelivered(self, entry: Entry, reason: str) -> None:
+        assert entry.pending is not None
+        handle = entry.pending.handle
+        if self._emit("undelivered", entry.message, handle, reason):
+            return
+        log.warning("%r was not delivered and nobody listens for it: %s", handle, reason)
+        close = getattr(handle, "close", None)
+        if entry.pending.is_given_away and close is not None:
+            close()
+
+    def _report_faults(self) -> None:
+        protocol = self._protocol
+        warnings, protocol.warnings = protocol.warnings, []
+        for text in warnings:
+            log.warning("%r %s", self, text)
+        errors, protocol.incoming.errors = protocol.incoming.errors, []
+        for error in errors:
+            if not self._emit("error", error):
+                log.warning("%r: %s", self, error)
+
+    def _wake_waiters(self) -> None:
+        outgoing = self._protocol.outgoing
+        closed = self._protocol.state is State.CLOSED
+        if self._protocol.nobody_reads and not closed:
+            busy = f"{self._protocol.incoming.ready_bytes} bytes are held: nobody reads this channel"
+            for waiters in (self._waiters, self._drainers, self._flushers):
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_exception(ChannelBusy(busy))
+        if self._drainers and (closed or not self._update_water()):
+            self._wake_all(self._drainers, closed and outgoing.lost_something)
+        if self._flushers and (closed or outgoing.idle):
+            self._wake_all(self._flushers, closed and outgoing.lost_something)
+
+    def _wake_all(self, waiters: set[asyncio.Future[None]], failed: bool) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                if failed:
+                    waiter.set_exception(self._why_closed())
+                else:
+                    waiter.set_result(None)
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def _abort(self, error: HandleIPCError, *, peer_is_dead: bool = False) -> None:
+        if self._protocol.state is State.CLOSED:
+            return
+        # The peer's later acknowledgements fail there, and those it has sent are read here: no
+        # handle ends with two owners. Linux keeps what is queued readable after SHUT_RD.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+        self._read_rest(peer_is_dead=peer_is_dead)
+        self._protocol.abort(error, peer_is_dead=peer_is_dead)
+
+    def _read_rest(self, *, peer_is_dead: bool = False) -> None:
+        """Read what is in the socket now, one buffer at most, without waiting for EOF."""
+        left = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) * 4
+        while left > 0 and self._protocol.state is not State.CLOSED:
+            before = self._receiver.position
+            self._read(peer_is_dead=peer_is_dead)
+            left -= max(1, self._receiver.position - before)
+            if self._receiver.drained or self._receiver.at_eof:
+                return
+
+    def _end(self) -> None:
+        """The protocol is closed: close the socket, then tell everybody, once."""
+        if self._sock.fileno() < 0:
+            return
+        self._detach()
+        self._receiver.close()
+        self._sock.close()
+        self._in_turn = True
+        try:
+            self._report_outcomes()
+            self._report_faults()
+            self._wake_waiters()
+        finally:
+            self._in_turn = False
+        self._give_what_is_left()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+        self._ended.set()
+        self._dismiss_keeper()
+        error = self._protocol.error
+        if isinstance(error, RemoteProtocolError) and not self._emit("error", error):
+            log.warning("%r: %s", self, error)
+        if not self._loop.is_closed():
+            self._loop.call_soon(self._emit_disconnect)
+
+    def _give_what_is_left(self) -> None:
+        self._protocol.incoming.holds_back = not self._has_listeners("message")
+        self._in_turn = True
+        try:
+            self._deliver()
+        finally:
+            self._in_turn = False
+
+    def _emit_disconnect(self) -> None:
+        if not self._disconnect_emitted:
+            self._disconnect_emitted = True
+            self._emit("disconnect")
+
+    def _loop_ends(self) -> None:
+        """The event loop is about to close: write what is queued, within a second."""
+        deadline = time.monotonic() + LAST_FLUSH
+        if self._protocol.state is State.CLOSED:
+            return
+        self._go_on_blocking(deadline)
+        if self._protocol.state is State.CLOSING:
+            self._protocol.abort(LocalProtocolError("the event loop ended before all was flushed"))
+        if self._protocol.state is State.CLOSED:
+            self._end()
+        else:
+            self._detach()
+
+    def _go_on_blocking(self, deadline: float) -> None:
+        protocol = self._protocol
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        while True:
+            self._in_turn = True
+            writing = self._go_on()
+            self._in_turn = False
+            if protocol.state is State.CLOSED:
+                return
+            left = deadline - time.monotonic()
+            if left <= 0 or (protocol.state is State.OPEN and protocol.outgoing.idle):
+                return
+            poll.modify(self._fd, select.POLLIN | (select.POLLOUT if writing else 0))
+            events = poll.poll(max(1, int(min(left, 0.05) * 1000)))
+            if events and events[0][1] & ~select.POLLOUT:
+                self._read()
+            protocol.on_deadline()
+
+    def __repr__(self) -> str:
+        state = self._protocol.state.name.lower()
+        return f"<{type(self).__name__} {state} {self.dialect} fd={self._sock.fileno()}>"
+
+
+class ChannelClosedByAbort(HandleIPCError):
+    """The reason of an ``abort()``; never raised."""
+
+    def __str__(self) -> str:
+        return "this end aborted the channel"
+
+
+async def _until_the_loop_ends(channel: Channel) -> AsyncGenerator[None, None]:
+    # An asynchronous generator, since loops close those when they end (shutdown_asyncgens, which
+    # asyncio.run calls last), and say nothing about one that was dropped.
+    try:
+        yield
+    finally:
+        channel._loop_ends()
+

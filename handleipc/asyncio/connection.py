@@ -1,0 +1,153 @@
+"""``Connection``: a handed-over connection, with the ways asyncio has of using one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from handleipc.connection import BaseConnection
+
+__all__ = ["Connection"]
+
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
+
+# How long end() waits for the client's EOF before it closes all the same.
+LINGER = 2.0
+
+_lingering: set[asyncio.Task[None]] = set()
+
+
+class Connection(BaseConnection):
+    """One live stream connection whose bytes nobody has read.
+
+    Got from a ``Server`` or from a channel, given to ``send``. Use it up with one of ``end``,
+    ``open``, ``start``, ``socket`` or ``detach``, or ``close`` it; dropped, it warns and closes.
+    """
+
+    __slots__ = ()
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Take the connection over as a pair of asyncio streams; ``head`` is read first.
+
+        Raises:
+            DescriptorReleased: it is closed, detached or on its way.
+        """
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        transport, protocol = await self.start(
+            lambda: asyncio.StreamReaderProtocol(reader, loop=loop)
+        )
+        writer = asyncio.StreamWriter(
+            cast(asyncio.WriteTransport, transport), protocol, reader, loop
+        )
+        return reader, writer
+
+    async def start(
+        self, protocol_factory: Callable[[], ProtocolT]
+    ) -> tuple[asyncio.BaseTransport, ProtocolT]:
+        """Take the connection over with an asyncio protocol, which receives ``head`` first.
+
+        Raises:
+            DescriptorReleased: it is closed, detached or on its way.
+        """
+        head = self.take_head()
+        sock = self._to_socket()
+
+        def build() -> ProtocolT:
+            protocol = protocol_factory()
+            return _with_head(protocol, head) if head else protocol
+
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.connect_accepted_socket(build, sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def end(self, data: bytes = b"") -> None:
+        """Write all of ``data``, send FIN, and return; the connection is used up.
+
+        In the background what the client still sends is read and dropped until its EOF, two
+        seconds at most, then the descriptor is closed: closing with unread bytes would make the
+        kernel reset the connection, and the client lose the answer.
+
+        Raises:
+            OSError: the client reset the connection before all was written; it is closed.
+            DescriptorReleased: it is closed, detached or on its way.
+        """
+        self.take_head()
+        sock = self._to_socket()
+        try:
+            sent = _send_now(sock, data)
+            if sent < len(data):
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(sock, memoryview(data)[sent:])
+            with contextlib.suppress(OSError):
+                # A client that reset meanwhile has no use for a FIN.
+                sock.shutdown(socket.SHUT_WR)
+        except BaseException:
+            sock.close()
+            raise
+        if _at_eof(sock):
+            sock.close()
+            return
+        task = asyncio.get_running_loop().create_task(_linger(sock))
+        _lingering.add(task)
+        task.add_done_callback(_lingering.discard)
+
+
+def _send_now(sock: socket.socket, data: bytes) -> int:
+    try:
+        return sock.send(data) if data else 0
+    except BlockingIOError:
+        return 0
+
+
+def _at_eof(sock: socket.socket) -> bool:
+    """Whether everything was read and the client has sent FIN, or is gone."""
+    try:
+        return sock.recv(65536) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+async def _linger(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(LINGER):
+            while await loop.sock_recv(sock, 65536):
+                pass
+    except OSError:  # TimeoutError is one too: either way it is time to close
+        pass
+    finally:
+        sock.close()
+
+
+def _with_head(protocol: ProtocolT, head: bytes) -> ProtocolT:
+    """Make ``protocol`` receive ``head`` right after it learns of its connection."""
+    connection_made = protocol.connection_made
+
+    def connection_made_with_head(transport: asyncio.BaseTransport) -> None:
+        connection_made(transport)
+        receiver = cast(Any, protocol)
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            _fill(protocol, head)
+        else:
+            receiver.data_received(head)
+
+    protocol.connection_made = connection_made_with_head  # type: ignore[method-assign]
+    return protocol
+
+
+def _fill(protocol: asyncio.BufferedProtocol, head: bytes) -> None:
+    while head:
+        buffer = memoryview(protocol.get_buffer(len(head)))
+        count = min(len(buffer), len(head))
+        buffer[:count] = head[:count]
+        head = head[count:]
+        protocol.buffer_updated(count)

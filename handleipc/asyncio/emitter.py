@@ -1,0 +1,98 @@
+"""Listeners for named events, as Node's EventEmitter has them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+__all__ = ["Emitter"]
+
+Listener = TypeVar("Listener", bound=Callable[..., Any])
+
+# Tasks of `async def` listeners: the loop itself holds tasks weakly.
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+class Emitter:
+    """Something with events. A subclass names them in ``EVENTS``."""
+
+    EVENTS: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._listeners: dict[str, list[tuple[Callable[..., Any], bool]]] = {}
+
+    def on(self, event: str, listener: Listener) -> Listener:
+        """Call ``listener`` at every ``event``; if it is ``async def``, run it as a task.
+
+        An exception in it goes to the event loop's exception handler; other listeners still run.
+
+        Returns:
+            The listener.
+
+        Raises:
+            ValueError: there is no such event.
+        """
+        self._add(event, listener, once=False)
+        return listener
+
+    def once(self, event: str, listener: Listener) -> Listener:
+        """As ``on``, for the next ``event`` alone."""
+        self._add(event, listener, once=True)
+        return listener
+
+    def off(self, event: str, listener: Callable[..., Any]) -> None:
+        """Remove ``listener``. Does nothing if it is not there."""
+        kept = [pair for pair in self._listeners.get(event, ()) if pair[0] != listener]
+        self._listeners[event] = kept
+        self._listeners_changed(event)
+
+    def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
+        if event not in self.EVENTS:
+            known = ", ".join(sorted(self.EVENTS))
+            raise ValueError(f"{type(self).__name__} has no event {event!r}: it has {known}")
+        self._listeners.setdefault(event, []).append((listener, once))
+        self._listeners_changed(event)
+
+    def _listeners_changed(self, event: str) -> None:
+        """Called after a listener came or went."""
+
+    def _has_listeners(self, event: str) -> bool:
+        return bool(self._listeners.get(event))
+
+    def _emit(self, event: str, *args: object) -> bool:
+        """Call the listeners; returns whether there was one."""
+        listeners = self._listeners.get(event)
+        if not listeners:
+            return False
+        for pair in list(listeners):
+            if pair[1]:
+                listeners.remove(pair)
+                self._listeners_changed(event)
+            try:
+                result = pair[0](*args)
+                if inspect.iscoroutine(result):
+                    self._run(event, result)
+            except Exception as error:
+                self._report(event, error)
+        return True
+
+    def _run(self, event: str, coroutine: Any) -> None:
+        def done(task: asyncio.Task[Any]) -> None:
+            _tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._report(event, error)
+
+        task = self._loop.create_task(coroutine)
+        _tasks.add(task)
+        task.add_done_callback(done)
+
+    def _report(self, event: str, error: BaseException) -> None:
+        self._loop.call_exception_handler(
+            {
+                "message": f"exception in a listener for {event!r} of {self!r}",
+                "exception": error,
+            }
+        )

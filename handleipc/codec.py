@@ -1,0 +1,200 @@
+"""JSON as JavaScript means it: values to one line of bytes and back.
+
+Two fast libraries do the common work, orjson writes and msgspec reads; the standard library takes
+over for what they refuse and Node does not: lone surrogates and huge integers. Knows nothing of
+envelopes, except which values would read as one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import msgspec
+import orjson
+
+from handleipc.exceptions import MalformedEnvelope, MessageNotSerializable
+
+__all__ = ["decode", "encode", "nests_deeper", "spell"]
+
+# Dates and dataclasses are not JSON values: orjson would turn them into strings and objects, and
+# the peer would never know. Its option for subclasses stays off: a StrEnum or an OrderedDict is
+# the string or object it derives from.
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_dumps: Callable[..., bytes] = orjson.dumps
+_decoder = msgspec.json.Decoder()
+
+# Commands of the protocol. A message that reads as one could forge an acknowledgement when an
+# application relays JSON of its users (contract of send; both dialects).
+_FORBIDDEN = ("NODE_HANDLE", "NODE_SOCKET_")
+
+# Everything but brackets and quotes goes, and both kinds of bracket become one.
+_SKELETON = bytes.maketrans(b"{}", b"[]")
+_NOT_SKELETON = bytes(set(range(256)) - set(b'[]{}"'))
+_STRING = re.compile(rb'"[^"]*"')
+
+
+def encode(message: object, depth: int) -> bytes:
+    """Return ``message`` as JSON without a newline.
+
+    NaN and the infinities become null, as in JavaScript; tuples are arrays; keys that are numbers,
+    booleans or None become strings, as in ``json``; members of an ``enum`` are sent as their value
+    and UUIDs as strings.
+
+    Args:
+        message: a JSON value.
+        depth: deepest nesting allowed.
+
+    Raises:
+        MessageNotSerializable: it holds anything else (``bytes``, sets, dates, ... at any depth),
+            refers to itself, is nested too deep, or reads as a command of the protocol.
+    """
+    try:
+        line = _dumps(message, option=_OPTIONS)
+    except TypeError:
+        line = _encode_slowly(message, depth)
+    if nests_deeper(line, depth):
+        raise MessageNotSerializable(f"the message is nested deeper than {depth} levels")
+    if b'"NODE_' in line:
+        _refuse_commands(line)
+    return line
+
+
+def spell(value: object) -> bytes:
+    """Return a value of the protocol's own as JSON: no checks, since no user made it."""
+    try:
+        return _dumps(value)
+    except TypeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode(line: bytes | memoryview, depth: int) -> Any:
+    """Return the JSON value of one line.
+
+    Integers keep their value, whatever their size; lone surrogates stay what they are.
+
+    Raises:
+        MalformedEnvelope: not JSON, not UTF-8, or nested deeper than ``depth``.
+    """
+    if nests_deeper(line, depth):
+        raise MalformedEnvelope(f"the peer sent a line nested deeper than {depth} levels")
+    try:
+        return _decoder.decode(line)
+    except UnicodeDecodeError as error:
+        raise MalformedEnvelope(f"the peer sent a line that is not UTF-8: {error}") from None
+    except msgspec.DecodeError:
+        return _decode_slowly(bytes(line))
+
+
+def nests_deeper(line: bytes | memoryview, limit: int) -> bool:
+    """Say whether arrays and objects in this JSON text are nested deeper than ``limit``.
+
+    Exact for valid JSON; for anything else some answer, and the parser will refuse it.
+    """
+    if len(line) <= limit:
+        return False
+    line = bytes(line)
+    if line.count(b"[") + line.count(b"{") <= limit:
+        return False
+    if b"\\" in line:
+        line = line.replace(b"\\\\", b"").replace(b'\\"', b"")
+    skeleton = line.translate(_SKELETON, _NOT_SKELETON).replace(b'""', b"")
+    if b'"' in skeleton:
+        skeleton = _STRING.sub(b"", skeleton)
+    # Each pass removes the leaves, so the number of passes is the depth.
+    for _ in range(limit):
+        pruned = skeleton.replace(b"[]", b"")
+        if len(pruned) == len(skeleton):
+            return bool(pruned) and pruned.count(b"[") > limit
+        skeleton = pruned
+    return bool(skeleton)
+
+
+def _refuse_commands(line: bytes) -> None:
+    # Judged on the bytes that would leave, as the peer will read them: no subclass with a method
+    # of its own and no key given twice can hide the command.
+    value = _decode_slowly(line) if line.startswith(b"{") else None
+    command = value.get("cmd") if isinstance(value, dict) else None
+    if isinstance(command, str) and command.startswith(_FORBIDDEN):
+        raise MessageNotSerializable(
+            f"a message whose 'cmd' is {command!r} would be taken for a command of the protocol:"
+            " rename the field"
+        )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _decode_slowly(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise MalformedEnvelope("the peer sent a line that is nested too deep") from None
+    except ValueError as error:
+        shown = line[:40] + (b"..." if len(line) > 40 else b"")
+        raise MalformedEnvelope(f"the peer sent a line that is not JSON: {shown!r} ({error})") from None
+
+
+def _encode_slowly(message: object, depth: int) -> bytes:
+    """Encode what orjson refused, or say what is wrong with it and where."""
+    # Escaped, so that a lone surrogate survives and the line stays ASCII.
+    return json.dumps(
+        _plain(message, depth, "message", set()), separators=(",", ":"), allow_nan=False
+    ).encode()
+
+
+def _plain(value: object, depth: int, path: str, around: set[int]) -> Any:
+    """Return ``value`` built of plain JSON types only; ``around`` holds the ids of its ancestors."""
+    if value is None or isinstance(value, bool | str | int):
+        # A subclass may have its own idea of str(): the value underneath is what is meant.
+        if isinstance(value, str):
+            return str.__str__(value)
+        return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if not isinstance(value, dict | list | tuple):
+        return _scalar_of_orjson(value, path)
+    if id(value) in around:
+        raise MessageNotSerializable(f"{path} refers to an object around it")
+    if len(around) >= depth:
+        raise MessageNotSerializable(f"the message is nested deeper than {depth} levels")
+    around.add(id(value))
+    plain: Any
+    if isinstance(value, dict):
+        plain = {
+            _key(key, path): _plain(item, depth, f"{path}[{key!r}]", around)
+            for key, item in value.items()
+        }
+    else:
+        plain = [_plain(item, depth, f"{path}[{i}]", around) for i, item in enumerate(value)]
+    around.discard(id(value))
+    return plain
+
+
+def _scalar_of_orjson(value: object, path: str) -> Any:
+    # What orjson takes on the fast path must not be refused here, or {"a": E.x} would be sent and
+    # {"a": E.x, "b": 2**70} refused.
+    try:
+        return json.loads(_dumps(value, option=_OPTIONS))
+    except TypeError:
+        raise MessageNotSerializable(
+            f"{path} is {type(value).__name__}, which is not a JSON value: convert it first"
+        ) from None
+
+
+def _key(key: object, path: str) -> str:
+    if isinstance(key, str):
+        return str.__str__(key)
+    if key is None or isinstance(key, bool):
+        return {None: "null", True: "true", False: "false"}[key]
+    if isinstance(key, int):
+        return str(int(key))
+    if isinstance(key, float) and math.isfinite(key):
+        return repr(float(key))
+    raise MessageNotSerializable(
+        f"{path} has the key {key!r}: keys are strings, or numbers that become strings"
+    )

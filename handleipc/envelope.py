@@ -1,0 +1,198 @@
+"""The lines themselves: how a message, a handle and each command are spelled, and read back.
+
+Pure text. Which line may come when is the protocol's business (``incoming``, ``outgoing``).
+
+The node dialect is what Node.js writes (lib/internal/child_process.js, node-wire.md 3.1); the
+native dialect is described in docs/wire.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from handleipc import codec
+from handleipc.exceptions import MalformedEnvelope
+from handleipc.typing import Options
+
+__all__ = [
+    "ACK",
+    "COMMAND_ACK",
+    "COMMAND_HANDLE",
+    "COMMAND_NACK",
+    "COMMAND_NATIVE",
+    "NACK",
+    "VERSION",
+    "Again",
+    "Control",
+    "DescriptorCount",
+    "Handle",
+    "Message",
+    "NativeLine",
+    "decode_control",
+    "decode_native",
+    "is_command",
+    "is_internal",
+    "spell_again",
+    "spell_control",
+    "spell_count",
+    "spell_handle",
+    "spell_message",
+    "spell_node_handle",
+]
+
+VERSION = 1
+"""The version of the native dialect that this package writes and reads."""
+
+COMMAND_HANDLE = "NODE_HANDLE"
+COMMAND_ACK = "NODE_HANDLE_ACK"
+COMMAND_NACK = "NODE_HANDLE_NACK"
+COMMAND_NATIVE = "NODE_HANDLEIPC"
+
+ACK = b'{"cmd":"NODE_HANDLE_ACK"}\n'
+NACK = b'{"cmd":"NODE_HANDLE_NACK"}\n'
+
+# Levels that an envelope of either dialect adds around a message.
+ENVELOPE_DEPTH = 2
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+_Sequence = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
+_Descriptors = Annotated[int, msgspec.Meta(ge=1, le=253)]
+
+
+class Message(msgspec.Struct, array_like=True, tag=0, gc=False):
+    """``[0,message]``"""
+
+    message: Any
+
+
+class DescriptorCount(msgspec.Struct, array_like=True, tag=1, gc=False):
+    """``[1,n]``: n descriptors came with the first byte of this line."""
+
+    count: _Descriptors
+
+
+class Handle(msgspec.Struct, array_like=True, tag=2):
+    """``[2,s,f,type,message]``, with options behind it where there are any."""
+
+    sequence: _Sequence
+    fds: _Descriptors
+    tag: str
+    message: Any
+    options: Options | None = None
+
+
+class Again(msgspec.Struct, array_like=True, tag=3, gc=False):
+    """``[3,s,f]``: the descriptors of handle s once more."""
+
+    sequence: _Sequence
+    fds: _Descriptors
+
+
+class Control(msgspec.Struct):
+    """``{"cmd":"NODE_HANDLEIPC",...}``: everything an end tells the other about what it received."""
+
+    native: _Count = 0
+    ack: _Count | None = None
+    handles: _Count = 0
+    bytes: _Count = 0
+    refuse: list[tuple[_Sequence, _Sequence, str]] = []
+    again: tuple[_Sequence, _Sequence] | None = None
+
+
+NativeLine = Message | DescriptorCount | Handle | Again | dict[str, Any]
+
+_native = msgspec.json.Decoder(NativeLine)
+
+
+def is_internal(message: object) -> bool:
+    """Say whether a message goes to ``internal_message`` listeners.
+
+    Node's rule: an object with a string ``cmd`` longer than ``NODE_`` that begins with it
+    (node-wire.md 2.2).
+    """
+    if type(message) is not dict:
+        return False
+    command = message.get("cmd")
+    return type(command) is str and len(command) > 5 and command.startswith("NODE_")
+
+
+def is_command(value: object) -> bool:
+    """Say whether a line is for the protocol itself, in both dialects."""
+    return (
+        type(value) is dict
+        and type(command := value.get("cmd")) is str
+        and command in (COMMAND_HANDLE, COMMAND_ACK, COMMAND_NACK, COMMAND_NATIVE)
+    )
+
+
+def decode_native(line: bytes | memoryview, depth: int) -> NativeLine:
+    """Read one line of the native dialect.
+
+    Raises:
+        MalformedEnvelope: it is not JSON, nested too deep, or no line of this dialect.
+    """
+    if codec.nests_deeper(line, depth + ENVELOPE_DEPTH):
+        raise MalformedEnvelope(f"the peer sent a message nested deeper than {depth} levels")
+    try:
+        return _native.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        value = codec.decode(line, depth + ENVELOPE_DEPTH)
+    # JSON all the same, perhaps with what msgspec refuses inside a message: judge the shape.
+    try:
+        return msgspec.convert(value, NativeLine)
+    except msgspec.ValidationError as error:
+        raise MalformedEnvelope(f"the peer sent a line the native dialect lacks: {error}") from None
+
+
+def decode_control(value: dict[str, Any]) -> Control:
+    """Read the fields of a control line. Unknown ones are ignored, for versions to come.
+
+    Raises:
+        MalformedEnvelope: a field has the wrong type.
+    """
+    try:
+        return msgspec.convert(value, Control)
+    except msgspec.ValidationError as error:
+        raise MalformedEnvelope(f"the peer sent a malformed control line: {error}") from None
+
+
+def spell_message(message: bytes, native: bool) -> bytes:
+    """Spell a plain message; ``message`` is its JSON."""
+    return b"[0,%b]\n" % message if native else message + b"\n"
+
+
+def spell_node_handle(tag: str, message: bytes, options: Options | None) -> bytes:
+    """Spell a NODE_HANDLE, its fields in Node's own order."""
+    extra = codec.spell(options)[1:-1] if options else b""
+    return b'{"cmd":"NODE_HANDLE","type":%b,"msg":%b%b%b}\n' % (
+        codec.spell(tag),
+        message,
+        b"," if extra else b"",
+        extra,
+    )
+
+
+def spell_handle(
+    sequence: int, fds: int, tag: str, message: bytes, options: Options | None
+) -> bytes:
+    """Spell handle number ``sequence`` of the native dialect."""
+    if options:
+        return b"[2,%d,%d,%b,%b,%b]\n" % (sequence, fds, codec.spell(tag), message, codec.spell(options))
+    return b"[2,%d,%d,%b,%b]\n" % (sequence, fds, codec.spell(tag), message)
+
+
+def spell_count(count: int) -> bytes:
+    """Spell the line that begins a set of ``count`` descriptors."""
+    return b"[1,%d]\n" % count
+
+
+def spell_again(sequence: int, fds: int) -> bytes:
+    """Spell the line with which the descriptors of a handle come again."""
+    return b"[3,%d,%d]\n" % (sequence, fds)
+
+
+def spell_control(fields: dict[str, Any]) -> bytes:
+    """Spell a control line."""
+    return codec.spell({"cmd": COMMAND_NATIVE, **fields}) + b"\n"

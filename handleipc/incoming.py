@@ -1,0 +1,635 @@
+"""The receiving direction of a channel: which descriptors belong to which line, and what is given
+to the application when.
+
+Theory of operation
+-------------------
+
+Bytes and descriptors come in two queues. Facts of the kernel that shape them (Linux 6.18, repeated
+in tests/test_kernel.py):
+
+- a read may return plain lines *followed by* the bytes of one descriptor-carrying write, then it
+  stops; BSD stops before such a write instead;
+- after a short read the rest of a write merges with whatever follows it;
+- when descriptors are lost for want of free slots the bytes still arrive, with the first few of the
+  descriptors or none, and only MSG_CTRUNC tells.
+
+So descriptors are not paired by chunk, and not counted off a flat list (one loss would shift it for
+ever). Each read that brought or lost some makes one *set* with the stream offsets of that read, and
+the line that claims descriptors takes the front set, if its own first byte lies inside.
+
+A handle goes through three queues::
+
+    held       in stream order; a handle without descriptors (a *hole*) stops all behind it
+    release    acknowledged in our control queue; waits until that is in the kernel
+    ready      the application's to take
+
+Acknowledging before giving, and giving only what is acknowledged, leaves no moment in which both
+ends own a handle, or neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+
+from handleipc import envelope
+from handleipc.exceptions import HandleError, LineTooLong, RemoteProtocolError
+from handleipc.framing import DescriptorSet
+from handleipc.limits import Limits
+from handleipc.system import System
+from handleipc.typing import JSON, Options
+
+__all__ = ["Convert", "Delivery", "Incoming", "Refusal"]
+
+# (tag, options, descriptors owned, their kinds) -> handle. Owns the descriptors whatever happens.
+Convert = Callable[[str, Options | None, list[int], list[int]], object]
+
+PROBES = 16
+DENIED_AFTER = 3
+
+
+class Refusal(HandleError):
+    """A handle cannot become an object here.
+
+    Attributes:
+        code: ``kind`` or ``type``, as the wire spells it.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclasses.dataclass(slots=True)
+class Delivery:
+    """A message as the application gets it, with its handle if it has one."""
+
+    message: JSON
+    handle: object
+    size: int
+    is_internal: bool
+
+
+@dataclasses.dataclass(slots=True)
+class _Held:
+    """A line in stream order. ``sequence`` is 0 for plain messages; ``fds`` None while missing."""
+
+    size: int
+    message: JSON = None
+    sequence: int = 0
+    n_fds: int = 0
+    tag: str = ""
+    options: Options | None = None
+    fds: list[int] | None = None
+    kinds: list[int] = dataclasses.field(default_factory=list)
+    is_refused: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class _Current:
+    """The set being used up: places declared but not claimed, descriptors that arrived for them."""
+
+    places: int
+    fds: list[int]
+    kinds: list[int]
+
+
+class Incoming:
+    """The receiving half of ``ChannelProtocol``, which is its only caller.
+
+    Args:
+        limits: the bounds of the channel.
+        system: the clock, and the way to close descriptors.
+        convert: makes a handle of descriptors, or raises ``Refusal``.
+        gave_handles, gave_bytes: what an invitation granted from the start.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        system: System,
+        convert: Convert,
+        gave_handles: int = 0,
+        gave_bytes: int = 0,
+    ) -> None:
+        self._limits = limits
+        self._system = system
+        self._convert = convert
+        self.native = False
+        self.closing = False
+        self.ready_limit: int | None = limits.ready
+        """Acknowledged handles that may wait; None while a listener takes them at once."""
+
+        self.sets: deque[DescriptorSet] = deque()
+        self._current: _Current | None = None
+        self._held: deque[_Held] = deque()
+        self._seen = 0
+        self._hole: _Held | None = None
+        self._asked = 0
+        self._tries = 0
+        self._denied = 0
+        self._hole_since = 0.0
+        self.ask_at: float | None = None
+
+        self._release: deque[tuple[Delivery, int]] = deque()
+        self.ready: deque[Delivery] = deque()
+        self.urgent: deque[Delivery] = deque()
+        """Internal messages, while ``holds_back`` says that the others have to wait."""
+        self.holds_back = True
+        self.ready_bytes = 0
+        self._waiting_handles = 0
+        self._refilling = True
+
+        # What is due to be said, and what the kernel has of it. The control stages of both
+        # dialects are counted: what is acknowledged in stage n may be given when it is passed.
+        self.ack_out = 0
+        self.replies: deque[bytes] = deque()
+        self.nack_at: float | None = None
+        self._nack_since = 0.0
+        self.refusals: list[list[object]] = []
+        self.ask: tuple[int, int] | None = None
+        self.owes = False
+        self._controls_staged = 0
+        self._controls_passed = 0
+
+        self.bytes_in = 0
+        self.bytes_taken = 0
+        self.gave_handles = gave_handles
+        self.gave_bytes = gave_bytes
+        self._window = limits.window
+        self.wants_more = False
+        """Whether a local wait needs us to go on reading although nobody takes what comes."""
+        self.errors: list[Exception] = []
+        """Faults that cost one handle and not the channel, for the ``error`` event."""
+
+    # -- pairing descriptors with lines ----------------------------------------------------------
+
+    def check_claims(self, at: int) -> None:
+        """A line begins at stream offset ``at``: sets that ended before it belong to nobody.
+
+        Raises:
+            RemoteProtocolError: there is such a set.
+        """
+        if self.sets and self.sets[0].end <= at:
+            raise RemoteProtocolError("the peer sent descriptors that no line claims")
+
+    def check_tail(self, tail: int) -> None:
+        """Bound the unfinished line.
+
+        Raises:
+            LineTooLong: it is longer than the limit already.
+        """
+        if tail > self._limits.line:
+            raise LineTooLong(self._limits.line)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether descriptors wait for a line, or a set for the rest of its lines."""
+        return bool(self.sets) or self._current is not None
+
+    def _front_set(self, at: int) -> DescriptorSet | None:
+        if self.sets and self.sets[0].start <= at < self.sets[0].end:
+            return self.sets.popleft()
+        return None
+
+    def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
+        """``[1,n]``: claim the front set.
+
+        Raises:
+            RemoteProtocolError: there is none here, it holds another number, or the last one was
+                not used up.
+        """
+        if self._current is not None:
+            raise RemoteProtocolError("the peer began a set before the last was used up")
+        found = self._front_set(at)
+        if found is None:
+            raise RemoteProtocolError(f"the peer declared {line.count} descriptors and sent none")
+        # Current first: on an error below its descriptors are closed with everything else.
+        self._current = _Current(line.count, found.fds, found.kinds)
+        arrived = len(found.fds)
+        if arrived > line.count or (arrived < line.count and not found.truncated):
+            raise RemoteProtocolError(
+                f"the peer declared {line.count} descriptors and sent {arrived}"
+            )
+        if arrived < line.count:
+            self._window = max(1, self._window // 2)
+
+    def _claim(self, count: int) -> tuple[list[int] | None, list[int]]:
+        """Take ``count`` places of the current set: descriptors, or None if some were lost."""
+        current = self._current
+        if current is None or current.places < count:
+            raise RemoteProtocolError("the peer used more descriptors than it declared")
+        current.places -= count
+        fds, kinds = current.fds[:count], current.kinds[:count]
+        del current.fds[:count], current.kinds[:count]
+        if not current.places:
+            self._current = None
+        if len(fds) < count:
+            self._close(fds)
+            return None, []
+        return fds, kinds
+
+    # -- lines of the native dialect -------------------------------------------------------------
+
+    def message(self, message: JSON, size: int) -> None:
+        """A plain message of either dialect; ``size`` counts the bytes of its line."""
+        if self.native:
+            self._count_bytes(size)
+        self._held.append(_Held(size, message))
+
+    def handle(self, line: envelope.Handle, size: int) -> None:
+        """``[2,...]``
+
+        Raises:
+            RemoteProtocolError: its number is out of order or beyond the grant.
+        """
+        sequence = line.sequence
+        if sequence != self._seen + 1:
+            raise RemoteProtocolError(f"the peer sent handle {sequence} after {self._seen}")
+        if sequence > self.gave_handles:
+            raise RemoteProtocolError(
+                f"the peer sent handle {sequence}, and was granted {self.gave_handles}"
+            )
+        self._seen = sequence
+        self._count_bytes(size)
+        fds, kinds = self._claim(line.fds)
+        item = _Held(
+            size, line.message, sequence, line.fds, line.tag, line.options, fds, kinds
+        )
+        self._held.append(item)
+        if self.closing:
+            self._refuse(item, "closing")
+        elif self._hole is not None:
+            # Kept, they would occupy the slots that the hole needs.
+            self._lose(item)
+        elif fds is None:
+            self._open_hole(item)
+
+    def again(self, line: envelope.Again) -> None:
+        """``[3,s,f]``: descriptors we asked for.
+
+        Raises:
+            RemoteProtocolError: we did not ask.
+        """
+        fds, kinds = self._claim(line.fds)
+        if self._asked <= 0:
+            self._close(fds)
+            raise RemoteProtocolError("the peer sent descriptors again that nobody asked for")
+        self._asked -= 1
+        hole = self._hole
+        if hole is not None and hole.sequence == line.sequence:
+            if fds is not None:
+                hole.fds, hole.kinds = fds, kinds
+                self._next_hole()
+                return
+            self._denied += 1
+        else:
+            self._close(fds)  # refused meanwhile, or behind another hole
+        self._arm_ask()
+
+    def _count_bytes(self, size: int) -> None:
+        # A counted line may start while bytes sent < granted, so one line may overshoot.
+        if self.bytes_in >= self.gave_bytes:
+            raise RemoteProtocolError(
+                f"the peer sent {self.bytes_in} bytes, and was granted {self.gave_bytes}"
+            )
+        self.bytes_in += size
+
+    # -- lines of the node dialect ---------------------------------------------------------------
+
+    def node_handle(
+        self, tag: str, message: JSON, options: Options | None, at: int, size: int
+    ) -> None:
+        """A NODE_HANDLE line, unwrapped: exactly one reply is due for it.
+
+        Raises:
+            RemoteProtocolError: the peer does not wait for our replies.
+        """
+        if len(self.replies) >= self._limits.node_replies:
+            raise RemoteProtocolError("the peer sends handles without waiting for the replies")
+        found = self._front_set(at)
+        if found is None or (not found.fds and not found.truncated):
+            self._reject("the peer sent a handle without its descriptor")
+            return
+        if self.closing or len(found.fds) != 1:
+            lost = found.truncated and not self.closing and not found.fds
+            self._close(found.fds)
+            if lost:
+                # The sender is stalled until it gets our NACK and sends again then: say it when
+                # there is room. Node itself would answer at once, four times in a millisecond.
+                self._nack_since = self._system.clock()
+                self._tries = 0
+                self.nack_at = self._nack_since
+                self.on_nack_time()
+            elif self.closing:
+                self._reply(envelope.NACK)
+            else:
+                self._reject(f"the peer sent a handle with {len(found.fds)} descriptors")
+            return
+        try:
+            handle = self._convert(tag, options, found.fds, found.kinds)
+        except Refusal as refusal:
+            self._reject(str(refusal), refusal)
+            return
+        # One queue with the plain messages, so that order holds; node acks at arrival.
+        self._drain_held()
+        self._reply(envelope.ACK)
+        delivery = Delivery(message, handle, size, envelope.is_internal(message))
+        self._release.append((delivery, self._controls_staged + 1))
+        self._waiting_handles += 1
+
+    def on_nack_time(self) -> None:
+        """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
+        now = self._system.clock()
+        outage = now - self._nack_since >= self._limits.retry_time
+        if not outage and not self._system.free_slots(1):
+            self.nack_at = now + self._pause()
+            return
+        self.nack_at = None
+        self._reject(
+            "a descriptor was lost: this process has no free slot (RLIMIT_NOFILE);"
+            " asked for it again"
+        )
+
+    def _reject(self, why: str, error: Exception | None = None) -> None:
+        self.errors.append(error or RemoteProtocolError(why))
+        self._reply(envelope.NACK)
+
+    def _reply(self, line: bytes) -> None:
+        self.replies.append(line)
+
+    # -- holes -----------------------------------------------------------------------------------
+
+    def _open_hole(self, item: _Held) -> None:
+        self._hole = item
+        self._tries = self._denied = 0
+        self._hole_since = self._system.clock()
+        self._arm_ask()
+
+    def _next_hole(self) -> None:
+        self._hole = None
+        for item in self._held:
+            if item.sequence and item.fds is None and not item.is_refused:
+                self._open_hole(item)
+                return
+        self.ask_at = None
+
+    def _lose(self, item: _Held) -> None:
+        self._close(item.fds)
+        item.fds = None
+
+    def _arm_ask(self) -> None:
+        if self._hole is not None and not self._asked:
+            self.ask_at = self._system.clock() + self._pause()
+
+    def _pause(self) -> float:
+        limits = self._limits
+        pause = min(limits.ask_delay * 2 ** min(self._tries, 30), limits.ask_delay_max)
+        self._tries += 1
+        return pause
+
+    def on_ask_time(self) -> None:
+        """Ask for lost descriptors again, as many as there are slots; or give the hole up."""
+        hole = self._hole
+        self.ask_at = None
+        if hole is None or self._asked:
+            return
+        if self._denied >= DENIED_AFTER:
+            # Slots were free each time: a security module, not a shortage.
+            self._give_up(hole, "denied")
+            return
+        missing = self._missing_run(hole)
+        free = self._system.free_slots(min(PROBES, missing * hole.n_fds))
+        asked = min(missing, free // hole.n_fds, missing if self._tries <= 1 else 1)
+        if asked:
+            self.ask = (hole.sequence, asked)
+            self._asked = asked
+            return
+        if self._system.clock() - self._hole_since >= self._limits.retry_time:
+            self._give_up(hole, "descriptors")
+            return
+        self._arm_ask()
+
+    def _missing_run(self, hole: _Held) -> int:
+        """Handles from the hole on, without a gap, that lack the same number of descriptors."""
+        run = 0
+        for item in self._held:
+            if not item.sequence or item.sequence < hole.sequence:
+                continue
+            if item.fds is not None or item.is_refused or item.n_fds != hole.n_fds:
+                break
+            run += 1
+            if run == PROBES:
+                break
+        return run
+
+    def _give_up(self, hole: _Held, code: str) -> None:
+        why = "no free descriptor slot" if code == "descriptors" else "denied by the system"
+        self.errors.append(HandleError(f"refused handle {hole.sequence} of the peer: {why}"))
+        self._refuse(hole, code)
+        self._next_hole()
+
+    def _refuse(self, item: _Held, code: str) -> None:
+        """Give a handle back to its sender; its place in the order goes on without it."""
+        self._close(item.fds)
+        item.fds = None
+        item.is_refused = True
+        last = self.refusals[-1] if self.refusals else None
+        if last is not None and last[2] == code and int(last[0]) + int(last[1]) == item.sequence:  # type: ignore[call-overload]
+            last[1] = int(last[1]) + 1  # type: ignore[call-overload]
+        else:
+            self.refusals.append([item.sequence, 1, code])
+        self.owes = True
+
+    # -- acknowledge, then give ------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Move what may be moved: held to release, release to ready."""
+        self._drain_held()
+        release = self._release
+        while release and release[0][1] <= self._controls_passed:
+            self._make_ready(release.popleft()[0])
+
+    def _drain_held(self) -> None:
+        held = self._held
+        while held:
+            item = held[0]
+            if not item.sequence:
+                held.popleft()
+                self._release_plain(item)
+            elif item.is_refused:
+                held.popleft()
+                self.bytes_taken += item.size
+                self._acknowledge(item.sequence)
+            elif item.fds is None or not self._may_release():
+                return
+            else:
+                held.popleft()
+                self._release_handle(item)
+
+    def _release_plain(self, item: _Held) -> None:
+        if self.closing:
+            self.bytes_taken += item.size
+            return
+        delivery = Delivery(item.message, None, item.size, envelope.is_internal(item.message))
+        # Behind an acknowledgement not yet in the kernel it waits too: order.
+        barrier = self._release[-1][1] if self._release else 0
+        self._release.append((delivery, barrier))
+
+    def _release_handle(self, item: _Held) -> None:
+        assert item.fds is not None
+        try:
+            handle = self._convert(item.tag, item.options, item.fds, item.kinds)
+        except Refusal as refusal:
+            self.errors.append(refusal)
+            item.fds = None
+            self._refuse(item, refusal.code)
+            self.bytes_taken += item.size
+            self._acknowledge(item.sequence)
+            return
+        self._acknowledge(item.sequence)
+        delivery = Delivery(item.message, handle, item.size, envelope.is_internal(item.message))
+        self._release.append((delivery, self._controls_staged + 1))
+        self._waiting_handles += 1
+
+    def _acknowledge(self, sequence: int) -> None:
+        self.ack_out = sequence
+        self.owes = True
+
+    def _may_release(self) -> bool:
+        if self.ready_limit is None:
+            return True
+        # Refilled from half on, so that acknowledgements go in batches.
+        if self._refilling:
+            self._refilling = self._waiting_handles < self.ready_limit
+        else:
+            self._refilling = self._waiting_handles <= self.ready_limit // 2
+        return self._refilling
+
+    def take(self) -> Delivery:
+        """Take the next message for the application. The caller pumps when it has taken enough."""
+        delivery = self.urgent.popleft() if self.urgent else self.ready.popleft()
+        self.ready_bytes -= delivery.size
+        self.bytes_taken += delivery.size
+        if delivery.handle is not None:
+            self._waiting_handles -= 1
+        return delivery
+
+    # -- what to say -----------------------------------------------------------------------------
+
+    def grants(self) -> tuple[int, int]:
+        """Return how far the peer may number handles and send bytes, as of now."""
+        limits = self._limits
+        # A closing end stores nothing more, and crossing disconnects must not wait for credit.
+        base = self.bytes_in if self.closing else self.bytes_taken
+        size = limits.held_hard if self.wants_more else limits.bytes
+        return max(self.gave_handles, self.ack_out + self._window), max(
+            self.gave_bytes, base + size
+        )
+
+    @property
+    def grant_due(self) -> bool:
+        """Whether enough bytes became free to be worth a line (native-dialect rule 6.4)."""
+        return self.grants()[1] - self.gave_bytes >= max(1, self._limits.bytes // 2)
+
+    def take_control(self) -> dict[str, object]:
+        """Return the fields of the control line that is due now, and count them as said."""
+        fields: dict[str, object] = {}
+        if self.refusals:
+            fields["refuse"], self.refusals = self.refusals, []
+        handles, size = self.grants()
+        fields.update(ack=self.ack_out, handles=handles, bytes=size)
+        if self.ask is not None:
+            fields["again"], self.ask = list(self.ask), None
+        self._window = min(self._limits.window, self._window + 1)
+        self.gave_handles, self.gave_bytes = handles, size
+        self.owes = False
+        return fields
+
+    def control_staged(self) -> int:
+        """Everything due is in a control stage now; return its number, for ``control_passed``."""
+        self._controls_staged += 1
+        return self._controls_staged
+
+    def control_passed(self, number: int) -> None:
+        """The kernel has the whole of that control stage."""
+        self._controls_passed = number
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """This end disconnects: refuse what is held and what still comes."""
+        self.closing = True
+        for item in self._held:
+            if item.sequence and not item.is_refused:
+                self._refuse(item, "closing")
+        self._hole = None
+        self.ask_at = None
+        if self.ask is not None:
+            # Not yet written: withdrawn, or the peer would answer for handles it has back.
+            self.ask, self._asked = None, 0
+        if self.nack_at is not None:
+            self.nack_at = None
+            self._reply(envelope.NACK)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more is to be said or released."""
+        return not (
+            self._release or self.owes or self.refusals or self.replies or self.nack_at is not None
+        )
+
+    def settle(self, *, deliver_unacked: bool) -> None:
+        """Nothing more comes: give what arrived whole, close what is not ours.
+
+        Args:
+            deliver_unacked: True if the sender cannot have handles back: it speaks node and never
+                takes one back, or it is known to be dead.
+        """
+        for delivery, barrier in self._release:
+            if delivery.handle is None or barrier <= self._controls_passed or deliver_unacked:
+                self._make_ready(delivery)
+            else:
+                close = getattr(delivery.handle, "close", None)
+                if close is not None:
+                    close()
+        self._release.clear()
+        whole = deliver_unacked and not self.closing
+        for item in self._held:
+            whole = whole and (not item.sequence or item.fds is not None)
+            self._settle_held(item, whole)
+        self._held.clear()
+        for leftover in self.sets:
+            self._close(leftover.fds)
+        self.sets.clear()
+        if self._current is not None:
+            self._close(self._current.fds)
+            self._current = None
+        self._hole = self.ask = self.ask_at = self.nack_at = None
+
+    def _settle_held(self, item: _Held, deliver_handle: bool) -> None:
+        handle = None
+        if item.sequence:
+            if item.fds is None:
+                return
+            if not deliver_handle:
+                self._close(item.fds)
+                return
+            try:
+                handle = self._convert(item.tag, item.options, item.fds, item.kinds)
+            except Refusal as refusal:
+                self.errors.append(refusal)
+                return
+        if not self.closing:
+            internal = envelope.is_internal(item.message)
+            self._make_ready(Delivery(item.message, handle, item.size, internal))
+
+    def _make_ready(self, delivery: Delivery) -> None:
+        queue = self.urgent if delivery.is_internal and self.holds_back else self.ready
+        queue.append(delivery)
+        self.ready_bytes += delivery.size
+
+    def _close(self, fds: list[int] | None) -> None:
+        for fd in fds or ():
+            self._system.close(fd)

@@ -1,0 +1,133 @@
+"""Every bound of a channel in one place, each with its default, unit and reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+
+__all__ = ["Limits", "descriptor_limit"]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def descriptor_limit() -> int:
+    """Return this process's soft RLIMIT_NOFILE (a large number if it has none)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def _default_window() -> int:
+    return max(4, min(256, descriptor_limit() // 8))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The bounds of one channel. Times are seconds, sizes bytes unless said otherwise.
+
+    Raises:
+        ValueError: a limit is negative, or a low-water mark lies above its high-water mark.
+    """
+
+    window: int = dataclasses.field(default_factory=_default_window)
+    """Unacknowledged handles granted to a native peer: min(256, RLIMIT_NOFILE / 8), at least 4.
+    One slow peer takes an eighth of the table; 256 covers a 1 ms round trip at 250,000 a second."""
+
+    ready: int = 32
+    """Acknowledged handles that may wait until the application takes them. The most that a kill
+    can swallow; with 0, two programs that each await ``send(handle)`` before reading would hang."""
+
+    set_size: int = 64
+    """Descriptors per ``sendmsg``, at most 253: 90 % of the gain of 253, and a truncation costs less."""
+
+    bytes: int = 1 * MIB
+    """Bytes of lines granted to a native peer beyond what the application took: one round trip at
+    1 GB/s. Held memory is this and one line at most."""
+
+    line: int = 128 * MIB
+    """Longest line, both ways. A longer one ends the channel."""
+
+    depth: int = 128
+    """Deepest nesting of a message."""
+
+    queued_bytes: int = 64 * MIB
+    """Bytes of messages waiting to be written; above, ``send_nowait`` raises ``ChannelFull``. One
+    message larger than this is taken when nothing else is queued."""
+
+    queued_handles: int = 131_072
+    """Handles waiting to be acknowledged; above, ``ChannelFull``. 100,000 at once must fit."""
+
+    high_water_bytes: int = 128 * KIB
+    """Queued bytes from which ``send_nowait`` returns False (Node's own mark)."""
+
+    low_water_bytes: int = 32 * KIB
+    """Queued bytes at which ``drain()`` returns."""
+
+    high_water_handles: int = 1024
+    """Handles not yet acknowledged from which ``send_nowait`` returns False: four windows."""
+
+    low_water_handles: int = 256
+    """Handles not yet acknowledged at which ``drain()`` returns: one window stays in flight."""
+
+    held_messages: int = 16_384
+    """Messages held while nobody reads; above, reading from a node-dialect peer pauses."""
+
+    held_bytes: int = 1 * MIB
+    """Bytes of messages held while nobody reads; above, reading pauses likewise."""
+
+    held_hard: int = 64 * MIB
+    """Bytes held at most while a local send, flush or disconnect waits; then the waiter gets
+    ``ChannelBusy``. Two ends that both send before they read meet here, not in a deadlock."""
+
+    node_hard: int = 64 * MIB
+    """Bytes held at most while a handle of ours is unanswered: the answer may be behind them."""
+
+    node_replies: int = 64
+    """Replies a node-dialect peer may owe its attention to before it breaks the protocol: Node
+    itself never has more than one handle in flight."""
+
+    node_retries: int = 3
+    """Times a handle is sent again after a NACK, as Node does."""
+
+    asks: int = 64
+    """Times a peer may ask for the descriptors of one handle again."""
+
+    ask_delay: float = 0.001
+    """First pause before asking again for lost descriptors, doubling up to ``ask_delay_max``."""
+
+    ask_delay_max: float = 0.25
+    """Longest such pause."""
+
+    retry_time: float = 5.0
+    """How long a handle whose descriptors found no free slot is asked for before it is refused:
+    EMFILE is short, or an outage."""
+
+    in_flight_delay: float = 0.001
+    """First pause after ETOOMANYREFS, doubling up to ``in_flight_delay_max``: poll cannot tell."""
+
+    in_flight_delay_max: float = 0.1
+    """Longest such pause."""
+
+    incomplete_timeout: float = 30.0
+    """How long half a line, or descriptors no line has claimed, may wait for the rest."""
+
+    hello_timeout: float = 10.0
+    """How long a handle that only handleipc can receive waits for the peer's first line."""
+
+    disconnect_timeout: float = 30.0
+    """How long ``disconnect()`` flushes before it aborts."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ValueError(f"Limits.{field.name} must not be negative")
+        if not 1 <= self.set_size <= 253:
+            raise ValueError("Limits.set_size must lie in 1..253, the kernel's maximum")
+        if self.window < 1:
+            raise ValueError("Limits.window must be at least 1")
+        # One more than a full buffer must fit into the 32-bit offsets of the C core.
+        if not 1 <= self.line <= 1024 * MIB:
+            raise ValueError("Limits.line must lie in 1..1 GiB")
+        for what in ("bytes", "handles"):
+            if getattr(self, f"low_water_{what}") > getattr(self, f"high_water_{what}"):
+                raise ValueError(f"Limits.low_water_{what} lies above high_water_{what}")

@@ -1,0 +1,593 @@
+"""The sending direction of a channel: what is queued, numbered, written and not yet acknowledged.
+
+Theory of operation
+-------------------
+
+A message waits in ``queue`` unspelled. ``next_stage`` spells as much as may leave now into one
+*stage*: bytes, and the handles whose descriptors go with its first byte. A stage that the kernel
+has not begun can be taken apart again (``withdraw``, a handle closed meanwhile); from its first
+byte on it only moves forward, and its descriptors are never attached twice.
+
+node dialect
+    one handle in flight (``node_out``); everything behind it waits, except the replies to the
+    peer's own handles, which the protocol writes as control.
+native dialect
+    handles are numbered when they are staged and wait in ``unacked`` for a cumulative
+    acknowledgement; the peer's grants say how many and how many bytes may leave.
+
+Whatever happens, each entry ends exactly once, in ``outcomes``. What this module does not do:
+write, wait, or read a line of the peer (``protocol`` tells it what they said).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+
+from handleipc import envelope
+from handleipc.exceptions import DescriptorReleased, LocalProtocolError, RemoteProtocolError
+from handleipc.limits import Limits
+from handleipc.pending import PendingHandle
+from handleipc.system import System
+from handleipc.typing import JSON
+
+__all__ = ["Entry", "EntryState", "Outgoing", "Stage"]
+
+# One stage spells this much; a longer line goes alone.
+STAGE_BYTES = 64 * 1024
+SET_MAX = 253
+
+PEER_SPEAKS_NODE = "the peer speaks the node dialect, which has no word for this kind of handle"
+
+
+class EntryState(enum.Enum):
+    """Where an entry is. It only ever moves down this list."""
+
+    QUEUED = enum.auto()
+    STAGED = enum.auto()
+    SENT = enum.auto()
+    """Its first byte has left: it cannot be withdrawn any more."""
+    ENDED = enum.auto()
+
+
+class Entry:
+    """One ``send`` that somebody waits for, or that carries a handle.
+
+    ``waiter`` is the front's and not looked at here. Of a plain message nobody waits for, only its
+    bytes are queued.
+    """
+
+    __slots__ = ("asks", "line", "message", "pending", "sequence", "state", "waiter")
+
+    def __init__(self, line: bytes, message: JSON, pending: PendingHandle | None) -> None:
+        self.line = line
+        self.message = message
+        self.pending = pending
+        self.state = EntryState.QUEUED
+        self.sequence = 0
+        self.asks = 0
+        self.waiter: object = None
+
+
+class Stage:
+    """What one ``sendmsg`` may carry: bytes, and descriptors with the first of them.
+
+    ``marks`` are pairs of an end offset and what to do when the kernel has everything before it.
+    ``items`` are the queue items spelled here, so that a stage not begun can be taken apart.
+    """
+
+    __slots__ = ("data", "entries", "fds", "is_control", "items", "marks", "offset", "resends")
+
+    def __init__(self, data: bytes, *, is_control: bool = False) -> None:
+        self.data = data
+        self.offset = 0
+        self.is_control = is_control
+        self.entries: list[Entry] = []
+        self.fds: list[int] = []
+        self.items: list[bytes | Entry] = []
+        self.marks: deque[tuple[int, object]] = deque()
+        self.resends = False
+
+
+class Outgoing:
+    """The sending half of ``ChannelProtocol``, which is its only caller.
+
+    Args:
+        limits: the bounds of the channel.
+        system: the clock and the process-wide budget.
+        may_handles, may_bytes: what an invitation granted from the start.
+    """
+
+    def __init__(
+        self, limits: Limits, system: System, may_handles: int = 0, may_bytes: int = 0
+    ) -> None:
+        self._limits = limits
+        self._system = system
+        self.native = False
+        self.queue: deque[bytes | Entry] = deque()
+        self.queued_bytes = 0
+        self.queued_handles = 0
+        self.outcomes: deque[tuple[Entry, str | None]] = deque()
+        """Entries that ended: (entry, None) if delivered or written, else why not."""
+
+        self.numbered = 0
+        self.acked = 0
+        self.may_handles = may_handles
+        self.may_bytes = may_bytes
+        self.bytes_sent = 0
+        self.unacked: dict[int, Entry] = {}
+        self.resend: deque[int] = deque()
+
+        self.node_out: Entry | None = None
+        self.node_nacks = 0
+        self.node_resend_at: float | None = None
+
+        self.stage: Stage | None = None
+        self.parked: Stage | None = None
+        """A data stage that the kernel refused whole, overtaken by control."""
+        self.lost_something = False
+        """Whether the channel ended with something queued or unacknowledged."""
+        self.hold_native_only = False
+        """Whether handles that only handleipc can receive may still hope for a switch."""
+
+    # -- what the application sends --------------------------------------------------------------
+
+    def push(self, item: bytes | Entry) -> None:
+        """Queue a message."""
+        self.queue.append(item)
+        if type(item) is bytes:
+            self.queued_bytes += len(item)
+        else:
+            self.queued_bytes += len(item.line)  # type: ignore[union-attr]
+            self.queued_handles += item.pending is not None  # type: ignore[union-attr]
+
+    def withdraw(self, entry: Entry) -> bool:
+        """Take a message back whose first byte has not left. Says whether that was possible."""
+        if entry.state is EntryState.STAGED:
+            self.take_back_parked()
+        if entry.state is not EntryState.QUEUED:
+            return False
+        # It stays in the queue as a hole, or a thousand cancellations would cost a million steps.
+        self._unqueue(entry)
+        entry.state = EntryState.ENDED
+        if entry.pending is not None:
+            entry.pending.returned()
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything was written and every handle acknowledged."""
+        return not (self.queue or self.unacked or self.node_out or self.stage or self.parked)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that the kernel does not have yet."""
+        size = self.queued_bytes
+        for stage in (self.stage, self.parked):
+            if stage is not None:
+                size += len(stage.data) - stage.offset
+        return size
+
+    @property
+    def handles_out(self) -> int:
+        """Handles of which the peer has not said what became of them."""
+        return len(self.unacked) + (self.node_out is not None)
+
+    @property
+    def waiting_handles(self) -> int:
+        """Handles queued or not yet acknowledged."""
+        return self.queued_handles + self.handles_out
+
+    @property
+    def native_only_first(self) -> bool:
+        """Whether the next message to leave is a handle that waits for the peer to switch."""
+        self._skip_withdrawn()
+        head = self.queue[0] if self.queue else None
+        return isinstance(head, Entry) and head.pending is not None and head.pending.native_only
+
+    # -- stages ----------------------------------------------------------------------------------
+
+    def next_data(self) -> Stage | None:
+        """Spell the next data that may leave now, or return None."""
+        if self.parked is not None:
+            stage, self.parked = self.parked, None
+            if self._still_open(stage):
+                return stage
+            if stage.resends:
+                self._end_node("the handle was closed while it waited to be sent again")
+            else:
+                self._put_back(stage)
+        if not self.native:
+            return self._node_stage()
+        return self._resend_stage() if self.resend else self._native_stage()
+
+    def begun(self, stage: Stage) -> None:
+        """The kernel took the first byte of this stage, and with it all its descriptors."""
+        stage.fds = []
+        stage.items.clear()
+        for entry in stage.entries:
+            entry.state = EntryState.SENT
+
+    def written(self, entry: Entry) -> None:
+        """The kernel has the whole line of a plain message somebody waits for."""
+        self._end(entry, None)
+
+    def _node_stage(self) -> Stage | None:
+        if self.node_out is not None:
+            due = self.node_resend_at
+            if due is None or due > self._system.clock():
+                return None
+            return self._node_handle_stage(self.node_out)
+        lines: list[bytes] = []
+        stage = Stage(b"")
+        size = 0
+        self._skip_withdrawn()
+        while self.queue and size < STAGE_BYTES:
+            item = self.queue[0]
+            if isinstance(item, Entry) and item.pending is not None:
+                if lines:
+                    break
+                if item.pending.native_only:
+                    if self.hold_native_only:
+                        return None
+                    self.fail_head(PEER_SPEAKS_NODE)
+                    continue
+                self.queue.popleft()
+                self._unqueue(item)
+                self.node_out, self.node_nacks = item, 0
+                self._system.in_flight.add(1)
+                handle_stage = self._node_handle_stage(item)
+                if handle_stage is not None:
+                    return handle_stage
+                continue
+            self._stage_plain(stage, lines, item, size)
+            size += len(lines[-1])
+            self._skip_withdrawn()
+        return self._finish(stage, lines)
+
+    def _node_handle_stage(self, entry: Entry) -> Stage | None:
+        pending = entry.pending
+        assert pending is not None
+        try:
+            fds = pending.filenos()
+        except DescriptorReleased as error:
+            self._end_node(str(error))
+            return None
+        stage = Stage(envelope.spell_node_handle(pending.tag, entry.line, pending.options))
+        stage.fds = fds
+        # An envelope that goes out again has left before: it is not taken apart any more.
+        if self.node_resend_at is None:
+            stage.items.append(entry)
+            entry.state = EntryState.STAGED
+        else:
+            stage.resends = True
+        self.node_resend_at = None
+        stage.entries.append(entry)
+        return stage
+
+    def _native_stage(self) -> Stage | None:
+        limits = self._limits
+        lines: list[bytes] = []
+        stage = Stage(b"")
+        size = handles = 0
+        self._skip_withdrawn()
+        while self.queue and size < STAGE_BYTES and self.bytes_sent < self.may_bytes:
+            item = self.queue[0]
+            if isinstance(item, Entry) and item.pending is not None:
+                if handles == limits.set_size or not self._may_number(item, len(stage.fds)):
+                    break
+                line = self._number(item, stage)
+                if line is None:
+                    continue
+                lines.append(line)
+                handles += 1
+            else:
+                self._stage_plain(stage, lines, item, size)
+            size += len(lines[-1])
+            self.bytes_sent += len(lines[-1])
+            self._skip_withdrawn()
+        if stage.fds:
+            head = envelope.spell_count(len(stage.fds))
+            lines.insert(0, head)
+            stage.marks = deque((end + len(head), what) for end, what in stage.marks)
+        return self._finish(stage, lines)
+
+    def _may_number(self, entry: Entry, staged: int) -> bool:
+        assert entry.pending is not None
+        return (
+            self.numbered < self.may_handles
+            and staged + entry.pending.fds_needed <= SET_MAX
+            and self._system.in_flight.may_add(len(self.unacked))
+        )
+
+    def _number(self, entry: Entry, stage: Stage) -> bytes | None:
+        """Give the handle at the head of the queue its number, and spell it."""
+        pending = entry.pending
+        assert pending is not None
+        try:
+            fds = pending.filenos()
+        except DescriptorReleased as error:
+            self.fail_head(str(error))
+            return None
+        self.queue.popleft()
+        self._unqueue(entry)
+        self.numbered += 1
+        entry.sequence = self.numbered
+        entry.state = EntryState.STAGED
+        self.unacked[self.numbered] = entry
+        self._system.in_flight.add(1)
+        stage.items.append(entry)
+        stage.entries.append(entry)
+        stage.fds += fds
+        return envelope.spell_handle(
+            self.numbered, len(fds), pending.tag, entry.line, pending.options
+        )
+
+    def _stage_plain(
+        self, stage: Stage, lines: list[bytes], item: bytes | Entry, size: int
+    ) -> None:
+        self.queue.popleft()
+        if isinstance(item, Entry):
+            self._unqueue(item)
+            item.state = EntryState.STAGED
+            lines.append(envelope.spell_message(item.line, self.native))
+            stage.entries.append(item)
+            stage.marks.append((size + len(lines[-1]), item))
+        else:
+            self.queued_bytes -= len(item)
+            lines.append(envelope.spell_message(item, self.native))
+        stage.items.append(item)
+
+    @staticmethod
+    def _finish(stage: Stage, lines: list[bytes]) -> Stage | None:
+        stage.data = b"".join(lines)
+        return stage if lines else None
+
+    def _resend_stage(self) -> Stage | None:
+        """The descriptors that the peer lost, again; they need no credit and go before data."""
+        stage = Stage(b"")
+        stage.resends = True
+        lines: list[bytes] = []
+        while self.resend and len(lines) < self._limits.set_size:
+            entry = self.unacked[self.resend[0]]
+            assert entry.pending is not None
+            if len(stage.fds) + entry.pending.fds_needed > SET_MAX:
+                break
+            # Raises if the application closed an object it had handed over: the channel cannot
+            # keep its order without it, so the protocol gives the channel up.
+            fds = entry.pending.filenos()
+            self.resend.popleft()
+            lines.append(envelope.spell_again(entry.sequence, len(fds)))
+            stage.fds += fds
+            stage.entries.append(entry)
+        lines.insert(0, envelope.spell_count(len(stage.fds)))
+        return self._finish(stage, lines)
+
+    # -- taking apart ----------------------------------------------------------------------------
+
+    def park(self) -> None:
+        """The kernel refused the stage whole: let control overtake it."""
+        if self.stage is not None and self.stage.offset == 0 and not self.stage.is_control:
+            self.parked, self.stage = self.stage, None
+
+    def _still_open(self, stage: Stage) -> bool:
+        """Read the descriptors again, as they are at this write."""
+        try:
+            stage.fds = [
+                fd
+                for entry in stage.entries
+                if entry.pending is not None
+                for fd in entry.pending.filenos()
+            ]
+        except DescriptorReleased:
+            if stage.resends and self.native:
+                raise
+            return False
+        return True
+
+    def take_back_parked(self) -> None:
+        """Queue what a stage not begun had spelled, to be spelled again in its turn."""
+        self.park()
+        if self.parked is not None and not self.parked.resends:
+            stage, self.parked = self.parked, None
+            self._put_back(stage)
+
+    def _put_back(self, stage: Stage) -> None:
+        for item in reversed(stage.items):
+            if isinstance(item, Entry):
+                if item is self.node_out:
+                    self.node_out = None
+                    self._system.in_flight.release(1)
+                elif item.pending is not None:
+                    del self.unacked[item.sequence]
+                    self.numbered -= 1
+                    self._system.in_flight.release(1)
+                item.state = EntryState.QUEUED
+            self.queue.appendleft(item)
+            size = len(item.line) if isinstance(item, Entry) else len(item)
+            self.queued_bytes += size
+            if isinstance(item, Entry) and item.pending is not None:
+                self.queued_handles += 1
+        if self.native and stage.items:
+            head = len(envelope.spell_count(len(stage.fds))) if stage.fds else 0
+            self.bytes_sent -= len(stage.data) - head
+
+    def refuse_stage(self, reason: str) -> None:
+        """The kernel will not carry the descriptors of this stage: give its handles back."""
+        self.park()
+        stage, self.parked = self.parked, None
+        assert stage is not None
+        refused = [entry for entry in stage.entries if entry.pending is not None]
+        if self.node_out is not None and self.node_out in refused:
+            self._end_node(reason)
+            return
+        if stage.resends:
+            raise LocalProtocolError(f"descriptors the peer asked for again cannot leave: {reason}")
+        self._put_back(stage)
+        for entry in refused:
+            # Still in the queue, as a hole.
+            if entry.state is EntryState.QUEUED:
+                self._unqueue(entry)
+                self._end(entry, reason)
+
+    # -- what the peer says ----------------------------------------------------------------------
+
+    def node_reply(self, *, acked: bool) -> bool:
+        """Take an ACK or NACK. Returns False if nothing waited for it."""
+        entry = self.node_out
+        if entry is None or self.node_resend_at is not None or entry.state is not EntryState.SENT:
+            return False
+        if acked:
+            self._end_node(None)
+        elif self.node_nacks == self._limits.node_retries:
+            self._end_node(
+                f"the peer could not take it, {self.node_nacks + 1} times"
+                " (NACK: it has no free descriptor, or refuses this kind)"
+            )
+        else:
+            # Node sends again at once and uses its tries up within a millisecond; the peer's
+            # shortage of descriptors lasts longer than that.
+            delay = self._limits.ask_delay * 2 ** (2 * self.node_nacks)
+            self.node_nacks += 1
+            self.node_resend_at = self._system.clock() + delay
+        return True
+
+    def acknowledge(self, ack: int) -> None:
+        """Every handle up to ``ack`` is the peer's.
+
+        Raises:
+            RemoteProtocolError: it was never sent, or the number went backwards.
+        """
+        if not self.acked <= ack <= self.numbered:
+            raise RemoteProtocolError(
+                f"the peer acknowledged handle {ack}, outside of {self.acked}..{self.numbered}"
+            )
+        ended = 0
+        for sequence in range(self.acked + 1, ack + 1):
+            entry = self.unacked.get(sequence)
+            if entry is None:
+                continue
+            if entry.state is not EntryState.SENT:
+                raise RemoteProtocolError(f"the peer acknowledged handle {sequence} before it left")
+            del self.unacked[sequence]
+            self._end(entry, None)
+            ended += 1
+        self.acked = ack
+        if ended:
+            self._system.in_flight.release(ended)
+
+    def grant(self, handles: int, size: int) -> None:
+        """Take the peer's grants.
+
+        Raises:
+            RemoteProtocolError: they were lowered.
+        """
+        if handles < self.may_handles or size < self.may_bytes:
+            raise RemoteProtocolError("the peer took back a grant")
+        # An absurd grant is worth no more than our own limits allow.
+        self.may_handles = min(handles, max(self.may_handles, self.acked + 65_536))
+        self.may_bytes = size
+
+    def refused(self, first: int, count: int, code: str) -> None:
+        """Handles that the peer gives back.
+
+        Raises:
+            RemoteProtocolError: one of them is not outstanding.
+        """
+        for sequence in range(first, first + count):
+            entry = self._outstanding(sequence, "refused")
+            del self.unacked[sequence]
+            if sequence in self.resend:
+                self.resend.remove(sequence)
+            self._end(entry, f"refused by the peer: {code}")
+            self._system.in_flight.release(1)
+
+    def asked_again(self, first: int, count: int) -> None:
+        """Handles whose descriptors the peer lost and asks for again.
+
+        Raises:
+            RemoteProtocolError: one of them is not outstanding, on its way again already, or was
+                asked for too often.
+        """
+        for sequence in range(first, first + count):
+            entry = self._outstanding(sequence, "asked again for")
+            if sequence in self.resend:
+                raise RemoteProtocolError(f"the peer asked twice for handle {sequence}")
+            entry.asks += 1
+            if entry.asks > self._limits.asks:
+                raise RemoteProtocolError(f"the peer asked for handle {sequence} too often")
+            self.resend.append(sequence)
+
+    def _outstanding(self, sequence: int, verb: str) -> Entry:
+        entry = self.unacked.get(sequence)
+        if entry is None or entry.state is not EntryState.SENT:
+            raise RemoteProtocolError(f"the peer {verb} handle {sequence}, which is not outstanding")
+        return entry
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def fail_head(self, reason: str) -> None:
+        """Give the handle at the head of the queue back."""
+        entry = self.queue.popleft()
+        assert isinstance(entry, Entry)
+        self._unqueue(entry)
+        self._end(entry, reason)
+
+    def settle(self, reason: str, *, in_doubt: bool) -> None:
+        """The channel has ended: everything not acknowledged comes back, in order.
+
+        Args:
+            reason: why, in words.
+            in_doubt: True if a node-dialect peer lives on: it may own the handle in flight, and
+                two owners are worse than none.
+        """
+        self.lost_something = not self.idle
+        for stage in (self.stage, self.parked):
+            if stage is not None:
+                for entry in stage.entries:
+                    if entry.pending is None and entry.state is not EntryState.ENDED:
+                        self._end(entry, reason)
+        if self.node_out is not None:
+            doubtful = in_doubt and self.node_out.state is EntryState.SENT
+            self._end_node(f"in doubt: {reason}" if doubtful else reason, doubtful=doubtful)
+        self._system.in_flight.release(len(self.unacked))
+        for entry in self.unacked.values():
+            self._end(entry, reason)
+        for item in self.queue:
+            if isinstance(item, Entry) and item.state is EntryState.QUEUED:
+                self._end(item, reason)
+        self.unacked.clear()
+        self.queue.clear()
+        self.resend.clear()
+        self.stage = self.parked = None
+        self.queued_bytes = self.queued_handles = 0
+
+    def _end_node(self, reason: str | None, *, doubtful: bool = False) -> None:
+        entry = self.node_out
+        assert entry is not None
+        self.node_out = self.node_resend_at = None
+        self._system.in_flight.release(1)
+        self._end(entry, reason, doubtful=doubtful)
+
+    def _end(self, entry: Entry, reason: str | None, *, doubtful: bool = False) -> None:
+        entry.state = EntryState.ENDED
+        pending = entry.pending
+        if pending is not None:
+            # In doubt the peer may own it, and lives: at most one owner means that our copy goes.
+            if reason is None or doubtful:
+                pending.delivered()
+            else:
+                pending.returned()
+        self.outcomes.append((entry, reason))
+
+    def _unqueue(self, entry: Entry) -> None:
+        self.queued_bytes -= len(entry.line)
+        self.queued_handles -= entry.pending is not None
+
+    def _skip_withdrawn(self) -> None:
+        queue = self.queue
+        while queue:
+            head = queue[0]
+            if type(head) is bytes or head.state is not EntryState.ENDED:  # type: ignore[union-attr]
+                return
+            queue.popleft()

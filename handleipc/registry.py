@@ -1,0 +1,177 @@
+"""Which object travels under which tag, and back: the conversion registry.
+
+Knows kinds of handle and nothing of channels. Node's five kinds and ``FileDescriptor`` are there
+from the start, a front adds its own objects, an application what it likes (native dialect only).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from handleipc import codec, conversions
+from handleipc.exceptions import UnsupportedHandle
+from handleipc.fds import FileDescriptor
+from handleipc.incoming import Refusal
+from handleipc.pending import PendingHandle
+from handleipc.typing import JSON, Options
+
+__all__ = ["Builder", "Conversion", "Pender", "Registry"]
+
+T = TypeVar("T")
+Pender = Callable[[Any, bool], PendingHandle]
+Builder = Callable[[int, int, Options | None], object]
+
+DETAILS_DEPTH = 64
+
+
+class Conversion(Protocol[T]):
+    """How objects of one type travel.
+
+    Attributes:
+        tag: the name on the wire; both ends register a conversion of the same tag.
+    """
+
+    tag: str
+
+    def to_wire(self, obj: T) -> tuple[JSON, list[int]]:
+        """Return what describes ``obj``, as a JSON value, and its descriptors (1 to 253).
+
+        The descriptors stay the object's: they are borrowed, and asked for again at each write.
+        """
+        ...
+
+    def from_wire(self, details: JSON, fds: list[FileDescriptor]) -> T:
+        """Make the object from what describes it and from its descriptors, which are its own now.
+
+        An exception refuses the handle: descriptors not detached by then are closed, and the
+        sender gets its object back.
+        """
+        ...
+
+
+class Registry:
+    """Handles to tags and tags to handles."""
+
+    def __init__(self) -> None:
+        self._penders: dict[type, Pender] = {}
+        self._builders: dict[str, Builder] = {}
+        self._custom: dict[str, Conversion[Any]] = {}
+        self._found: dict[type, Pender | None] = {}
+
+    def add_pender(self, python_type: type, pender: Pender) -> None:
+        """Send objects of this type, and of its subclasses, as ``pender`` prepares them."""
+        self._penders[python_type] = pender
+        self._found.clear()
+
+    def add_builder(self, tag: str, builder: Builder) -> None:
+        """Make what arrives under a built-in tag with ``builder``, which owns the descriptor."""
+        self._builders[tag] = builder
+
+    def register(self, python_type: type[T], conversion: Conversion[T]) -> None:
+        """Send objects of this type, and of its subclasses, by ``conversion``. Native dialect only.
+
+        Registering the same type again replaces its conversion.
+
+        Raises:
+            ValueError: the tag is empty, or a built-in one.
+        """
+        tag = conversion.tag
+        if not isinstance(tag, str) or not tag:
+            raise ValueError("a conversion needs a tag: a name that both ends agree on")
+        if tag in self._builders:
+            raise ValueError(f"the tag {tag!r} is built in: choose another name")
+        self._custom[tag] = conversion
+        self.add_pender(python_type, lambda obj, keep: _pend_custom(obj, conversion, keep))
+
+    def pend(self, handle: object, keep_open: bool) -> PendingHandle:
+        """Prepare ``handle`` to be sent.
+
+        Raises:
+            UnsupportedHandle: nothing is known about objects of its type, or this one is closed,
+                unconnected or otherwise not to be sent.
+        """
+        pender = self._pender(type(handle))
+        if pender is None:
+            raise UnsupportedHandle(
+                f"a {type(handle).__name__} is no handle: send a Connection, Server, socket, Native"
+                " or FileDescriptor, or register() its type"
+            )
+        return pender(handle, keep_open)
+
+    def _pender(self, python_type: type) -> Pender | None:
+        try:
+            return self._found[python_type]
+        except KeyError:
+            pass
+        for base in python_type.__mro__:
+            if base in self._penders:
+                break
+        pender = self._found[python_type] = self._penders.get(base)
+        return pender
+
+    def convert(
+        self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
+    ) -> object:
+        """Make a handle of descriptors that were received; owns them whatever happens.
+
+        Raises:
+            Refusal: unknown tag, wrong kind of descriptor, or a conversion that failed.
+        """
+        builder = self._builders.get(tag)
+        if builder is None:
+            return self._convert_custom(tag, options, fds)
+        if len(fds) == 1 and (
+            tag == conversions.FD or conversions.is_expected(tag, kinds[0], options)
+        ):
+            return builder(fds[0], kinds[0], options)
+        _close(fds)
+        raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
+
+    def _convert_custom(self, tag: str, options: Options | None, fds: list[int]) -> object:
+        conversion = self._custom.get(tag)
+        if conversion is None:
+            _close(fds)
+            raise Refusal("type", f"the peer sent a handle of the unknown type {tag!r}")
+        owned = [FileDescriptor(fd) for fd in fds]
+        try:
+            return conversion.from_wire((options or {}).get("details"), owned)
+        except Exception as error:
+            for descriptor in owned:
+                descriptor.close()
+            refusal = Refusal("kind", f"the conversion of a {tag!r} failed: {error!r}")
+            raise refusal from error
+
+    def copy(self) -> Registry:
+        """Return a registry that starts with what this one knows."""
+        other = Registry()
+        other._penders.update(self._penders)
+        other._builders.update(self._builders)
+        other._custom.update(self._custom)
+        return other
+
+
+def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> PendingHandle:
+    details, fds = conversion.to_wire(obj)
+    if not 1 <= len(fds) <= 253:
+        raise UnsupportedHandle(
+            f"a {conversion.tag!r} came with {len(fds)} descriptors: 1 to 253 travel together"
+        )
+    # Refuses what is not JSON before anything leaves.
+    codec.encode(details, DETAILS_DEPTH)
+    close = getattr(obj, "close", None)
+    return PendingHandle(
+        obj,
+        conversion.tag,
+        {"details": details} if details is not None else None,
+        read=lambda: conversion.to_wire(obj)[1],
+        fds_needed=len(fds),
+        native_only=True,
+        on_delivered=None if keep_open else close,
+    )
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

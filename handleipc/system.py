@@ -1,0 +1,91 @@
+"""What the pure layers may ask of the operating system, as values that a test can replace."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+from handleipc.limits import descriptor_limit
+
+__all__ = ["InFlight", "System", "free_slots"]
+
+
+def free_slots(most: int) -> int:
+    """Return how many descriptors this process could open now, counting up to ``most``.
+
+    The only way to know is to try: the limit may change and other threads take slots too.
+    """
+    source = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if most else -1
+    probes = [source] if most else []
+    try:
+        while len(probes) < most:
+            probes.append(os.dup(source))
+    except OSError:
+        pass
+    finally:
+        for fd in probes:
+            os.close(fd)
+    return len(probes)
+
+
+def _free_slots(most: int) -> int:
+    try:
+        return free_slots(most)
+    except OSError:
+        return 0
+
+
+class InFlight:
+    """The process-wide budget of unacknowledged handles.
+
+    The kernel counts descriptors in flight per user, over all sockets, so one stopped peer must
+    not starve the others: a channel may add one while its own count is less than what is free, or
+    zero (native-dialect rule 6.6; handing out first come first served left the fifth of five
+    channels nothing).
+
+    Args:
+        limit: the most handles in flight; None means half of RLIMIT_NOFILE, read when asked.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self.total = 0
+        self._waiting: list[Callable[[], None]] = []
+
+    def may_add(self, own: int) -> bool:
+        """Say whether a channel with ``own`` handles in flight may add one."""
+        limit = self._limit if self._limit is not None else descriptor_limit() // 2
+        return own == 0 or own < limit - self.total
+
+    def add(self, count: int) -> None:
+        """Count handles that are about to be written."""
+        self.total += count
+
+    def release(self, count: int) -> None:
+        """Count handles that ended, and wake the channels that waited for room."""
+        self.total -= count
+        waiting, self._waiting = self._waiting, []
+        for wake in waiting:
+            wake()
+
+    def wait(self, wake: Callable[[], None]) -> None:
+        """Have ``wake`` called once at the next release."""
+        if wake not in self._waiting:
+            self._waiting.append(wake)
+
+    def forget(self, wake: Callable[[], None]) -> None:
+        """Withdraw ``wake``."""
+        if wake in self._waiting:
+            self._waiting.remove(wake)
+
+
+@dataclasses.dataclass(slots=True)
+class System:
+    """The clock, and what may be done with descriptors that a pure layer owns."""
+
+    clock: Callable[[], float] = time.monotonic
+    close: Callable[[int], None] = os.close
+    free_slots: Callable[[int], int] = _free_slots
+    in_flight: InFlight = dataclasses.field(default_factory=InFlight)
