@@ -25,6 +25,9 @@ except ImportError:
     pass
 else:
     LOOPS["uvloop"] = uvloop.new_event_loop
+    # libuv opens a pipe for signals with the first loop and keeps it for the life of the process.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as warm_up:
+        warm_up.run(asyncio.sleep(0))
 
 
 def open_descriptors() -> dict[int, str]:
