@@ -26,8 +26,10 @@ ffibuilder.set_source(
     include_dirs=["csrc"],
     depends=["csrc/hipc.h", "csrc/hipc_api.h"],
     # HANDLEIPC_CFLAGS lets CI add -Werror or a sanitizer without a second build recipe.
-    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"]
-    + os.environ.get("HANDLEIPC_CFLAGS", "").split(),
+    extra_compile_args=[
+        *("-std=c11", "-O2", "-Wall", "-Wextra"),
+        *os.environ.get("HANDLEIPC_CFLAGS", "").split(),
+    ],
     extra_link_args=os.environ.get("HANDLEIPC_LDFLAGS", "").split(),
     # Free-threaded interpreters have no limited API before 3.15.
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),

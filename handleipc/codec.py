@@ -136,7 +136,8 @@ def _decode_slowly(line: bytes) -> Any:
         raise MalformedEnvelope("the peer sent a line that is nested too deep") from None
     except ValueError as error:
         shown = line[:40] + (b"..." if len(line) > 40 else b"")
-        raise MalformedEnvelope(f"the peer sent a line that is not JSON: {shown!r} ({error})") from None
+        why = f"the peer sent a line that is not JSON: {shown!r} ({error})"
+        raise MalformedEnvelope(why) from None
 
 
 def _encode_slowly(message: object, depth: int) -> bytes:
@@ -148,7 +149,7 @@ def _encode_slowly(message: object, depth: int) -> bytes:
 
 
 def _plain(value: object, depth: int, path: str, around: set[int]) -> Any:
-    """Return ``value`` built of plain JSON types only; ``around`` holds the ids of its ancestors."""
+    """Return ``value`` built of plain JSON types; ``around`` holds the ids of its ancestors."""
     if value is None or isinstance(value, bool | str | int):
         # A subclass may have its own idea of str(): the value underneath is what is meant.
         if isinstance(value, str):

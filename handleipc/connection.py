@@ -188,6 +188,7 @@ class BaseConnection(DescriptorOwner):
             sock.detach()
 
     def moved(self) -> None:
+        """Forget it: another process owns it, and it no longer counts as open here."""
         super().moved()
         self._released()
 

@@ -8,7 +8,7 @@ native dialect is described in docs/wire.md.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 
@@ -62,7 +62,7 @@ _Descriptors = Annotated[int, msgspec.Meta(ge=1, le=253)]
 
 
 class Message(msgspec.Struct, array_like=True, tag=0, gc=False):
-    """``[0,message]``"""
+    """``[0,message]``: a message without a handle."""
 
     message: Any
 
@@ -91,7 +91,7 @@ class Again(msgspec.Struct, array_like=True, tag=3, gc=False):
 
 
 class Control(msgspec.Struct):
-    """``{"cmd":"NODE_HANDLEIPC",...}``: everything an end tells the other about what it received."""
+    """``{"cmd":"NODE_HANDLEIPC",...}``: what an end tells the other about what it received."""
 
     native: _Count = 0
     ack: _Count | None = None
@@ -136,14 +136,14 @@ def decode_native(line: bytes | memoryview, depth: int) -> NativeLine:
     if codec.nests_deeper(line, depth + ENVELOPE_DEPTH):
         raise MalformedEnvelope(f"the peer sent a message nested deeper than {depth} levels")
     try:
-        return _native.decode(line)
+        return cast(NativeLine, _native.decode(line))
     except (msgspec.DecodeError, UnicodeDecodeError):
         value = codec.decode(line, depth + ENVELOPE_DEPTH)
     # JSON all the same, perhaps with what msgspec refuses inside a message: judge the shape.
     try:
-        return msgspec.convert(value, NativeLine)
+        return cast(NativeLine, msgspec.convert(value, NativeLine))
     except msgspec.ValidationError as error:
-        raise MalformedEnvelope(f"the peer sent a line the native dialect lacks: {error}") from None
+        raise MalformedEnvelope(f"the peer sent no line of the native dialect: {error}") from None
 
 
 def decode_control(value: dict[str, Any]) -> Control:
@@ -179,7 +179,8 @@ def spell_handle(
 ) -> bytes:
     """Spell handle number ``sequence`` of the native dialect."""
     if options:
-        return b"[2,%d,%d,%b,%b,%b]\n" % (sequence, fds, codec.spell(tag), message, codec.spell(options))
+        extra = codec.spell(options)
+        return b"[2,%d,%d,%b,%b,%b]\n" % (sequence, fds, codec.spell(tag), message, extra)
     return b"[2,%d,%d,%b,%b]\n" % (sequence, fds, codec.spell(tag), message)
 
 

@@ -82,6 +82,7 @@ class LineFramer:
         self.reader.max_ends = MAX_ENDS
         self.reader.max_sets = MAX_SETS
         self.reader.max_fds = MAX_FDS
+        self._view = memoryview(b"")
         self._resize(min(INITIAL_CAPACITY, line_limit))
 
     def feed(self, data: bytes) -> list[Batch]:

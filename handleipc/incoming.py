@@ -1,21 +1,7 @@
-"""The receiving direction of a channel: which descriptors belong to which line, and what is given
-to the application when.
+"""The receiving direction of a channel: which descriptors belong to which line, and who gets them.
 
 Theory of operation
 -------------------
-
-Bytes and descriptors come in two queues. Facts of the kernel that shape them (Linux 6.18, repeated
-in tests/test_kernel.py):
-
-- a read may return plain lines *followed by* the bytes of one descriptor-carrying write, then it
-  stops; BSD stops before such a write instead;
-- after a short read the rest of a write merges with whatever follows it;
-- when descriptors are lost for want of free slots the bytes still arrive, with the first few of the
-  descriptors or none, and only MSG_CTRUNC tells.
-
-So descriptors are not paired by chunk, and not counted off a flat list (one loss would shift it for
-ever). Each read that brought or lost some makes one *set* with the stream offsets of that read, and
-the line that claims descriptors takes the front set, if its own first byte lies inside.
 
 A handle goes through three queues::
 
@@ -34,9 +20,9 @@ from collections import deque
 from collections.abc import Callable
 
 from handleipc import envelope
-from handleipc.exceptions import HandleError, LineTooLong, RemoteProtocolError
-from handleipc.framing import DescriptorSet
+from handleipc.exceptions import HandleError, RemoteProtocolError
 from handleipc.limits import Limits
+from handleipc.pairing import Pairing
 from handleipc.system import System
 from handleipc.typing import JSON, Options
 
@@ -86,15 +72,6 @@ class _Held:
     is_refused: bool = False
 
 
-@dataclasses.dataclass(slots=True)
-class _Current:
-    """The set being used up: places declared but not claimed, descriptors that arrived for them."""
-
-    places: int
-    fds: list[int]
-    kinds: list[int]
-
-
 class Incoming:
     """The receiving half of ``ChannelProtocol``, which is its only caller.
 
@@ -121,8 +98,7 @@ class Incoming:
         self.ready_limit: int | None = limits.ready
         """Acknowledged handles that may wait; None while a listener takes them at once."""
 
-        self.sets: deque[DescriptorSet] = deque()
-        self._current: _Current | None = None
+        self.pairing = Pairing(system.close)
         self._held: deque[_Held] = deque()
         self._seen = 0
         self._hole: _Held | None = None
@@ -163,83 +139,26 @@ class Incoming:
         self.errors: list[Exception] = []
         """Faults that cost one handle and not the channel, for the ``error`` event."""
 
-    # -- pairing descriptors with lines ----------------------------------------------------------
+    # -- lines of the native dialect -------------------------------------------------------------
 
-    def check_claims(self, at: int) -> None:
-        """A line begins at stream offset ``at``: sets that ended before it belong to nobody.
-
-        Raises:
-            RemoteProtocolError: there is such a set.
-        """
-        if self.sets and self.sets[0].end <= at:
-            raise RemoteProtocolError("the peer sent descriptors that no line claims")
-
-    def check_tail(self, tail: int) -> None:
-        """Bound the unfinished line.
-
-        Raises:
-            LineTooLong: it is longer than the limit already.
-        """
-        if tail > self._limits.line:
-            raise LineTooLong(self._limits.line)
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether descriptors wait for a line, or a set for the rest of its lines."""
-        return bool(self.sets) or self._current is not None
-
-    def _front_set(self, at: int) -> DescriptorSet | None:
-        if self.sets and self.sets[0].start <= at < self.sets[0].end:
-            return self.sets.popleft()
-        return None
+    def message(self, message: JSON, size: int) -> None:
+        """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
+        if self.native:
+            self._count_bytes(size)
+        self._held.append(_Held(size, message))
 
     def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
-        """``[1,n]``: claim the front set.
+        """Take ``[1,n]``: claim the front set.
 
         Raises:
             RemoteProtocolError: there is none here, it holds another number, or the last one was
                 not used up.
         """
-        if self._current is not None:
-            raise RemoteProtocolError("the peer began a set before the last was used up")
-        found = self._front_set(at)
-        if found is None:
-            raise RemoteProtocolError(f"the peer declared {line.count} descriptors and sent none")
-        # Current first: on an error below its descriptors are closed with everything else.
-        self._current = _Current(line.count, found.fds, found.kinds)
-        arrived = len(found.fds)
-        if arrived > line.count or (arrived < line.count and not found.truncated):
-            raise RemoteProtocolError(
-                f"the peer declared {line.count} descriptors and sent {arrived}"
-            )
-        if arrived < line.count:
+        if self.pairing.declare(line.count, at):
             self._window = max(1, self._window // 2)
 
-    def _claim(self, count: int) -> tuple[list[int] | None, list[int]]:
-        """Take ``count`` places of the current set: descriptors, or None if some were lost."""
-        current = self._current
-        if current is None or current.places < count:
-            raise RemoteProtocolError("the peer used more descriptors than it declared")
-        current.places -= count
-        fds, kinds = current.fds[:count], current.kinds[:count]
-        del current.fds[:count], current.kinds[:count]
-        if not current.places:
-            self._current = None
-        if len(fds) < count:
-            self._close(fds)
-            return None, []
-        return fds, kinds
-
-    # -- lines of the native dialect -------------------------------------------------------------
-
-    def message(self, message: JSON, size: int) -> None:
-        """A plain message of either dialect; ``size`` counts the bytes of its line."""
-        if self.native:
-            self._count_bytes(size)
-        self._held.append(_Held(size, message))
-
     def handle(self, line: envelope.Handle, size: int) -> None:
-        """``[2,...]``
+        """Take ``[2,...]``, the line of a handle.
 
         Raises:
             RemoteProtocolError: its number is out of order or beyond the grant.
@@ -253,7 +172,7 @@ class Incoming:
             )
         self._seen = sequence
         self._count_bytes(size)
-        fds, kinds = self._claim(line.fds)
+        fds, kinds = self.pairing.claim(line.fds)
         item = _Held(
             size, line.message, sequence, line.fds, line.tag, line.options, fds, kinds
         )
@@ -267,12 +186,12 @@ class Incoming:
             self._open_hole(item)
 
     def again(self, line: envelope.Again) -> None:
-        """``[3,s,f]``: descriptors we asked for.
+        """Take ``[3,s,f]``: descriptors we asked for.
 
         Raises:
             RemoteProtocolError: we did not ask.
         """
-        fds, kinds = self._claim(line.fds)
+        fds, kinds = self.pairing.claim(line.fds)
         if self._asked <= 0:
             self._close(fds)
             raise RemoteProtocolError("the peer sent descriptors again that nobody asked for")
@@ -301,14 +220,14 @@ class Incoming:
     def node_handle(
         self, tag: str, message: JSON, options: Options | None, at: int, size: int
     ) -> None:
-        """A NODE_HANDLE line, unwrapped: exactly one reply is due for it.
+        """Take a NODE_HANDLE line, unwrapped: exactly one reply is due for it.
 
         Raises:
             RemoteProtocolError: the peer does not wait for our replies.
         """
         if len(self.replies) >= self._limits.node_replies:
             raise RemoteProtocolError("the peer sends handles without waiting for the replies")
-        found = self._front_set(at)
+        found = self.pairing.front_set(at)
         if found is None or (not found.fds and not found.truncated):
             self._reject("the peer sent a handle without its descriptor")
             return
@@ -385,7 +304,7 @@ class Incoming:
 
     def _pause(self) -> float:
         limits = self._limits
-        pause = min(limits.ask_delay * 2 ** min(self._tries, 30), limits.ask_delay_max)
+        pause = min(limits.ask_delay * 2.0 ** min(self._tries, 30), limits.ask_delay_max)
         self._tries += 1
         return pause
 
@@ -600,12 +519,7 @@ class Incoming:
             whole = whole and (not item.sequence or item.fds is not None)
             self._settle_held(item, whole)
         self._held.clear()
-        for leftover in self.sets:
-            self._close(leftover.fds)
-        self.sets.clear()
-        if self._current is not None:
-            self._close(self._current.fds)
-            self._current = None
+        self.pairing.close()
         self._hole = self.ask = self.ask_at = self.nack_at = None
 
     def _settle_held(self, item: _Held, deliver_handle: bool) -> None:

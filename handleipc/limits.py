@@ -38,7 +38,7 @@ class Limits:
     can swallow; with 0, two programs that each await ``send(handle)`` before reading would hang."""
 
     set_size: int = 64
-    """Descriptors per ``sendmsg``, at most 253: 90 % of the gain of 253, and a truncation costs less."""
+    """Descriptors per ``sendmsg``, at most 253: 90 % of the gain of 253, and a loss costs less."""
 
     bytes: int = 1 * MIB
     """Bytes of lines granted to a native peer beyond what the application took: one round trip at

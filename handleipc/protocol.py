@@ -41,7 +41,8 @@ from handleipc.exceptions import (
 from handleipc.framing import Batch
 from handleipc.incoming import Convert, Incoming
 from handleipc.limits import Limits
-from handleipc.outgoing import Entry, Outgoing, Stage
+from handleipc.outgoing import Outgoing
+from handleipc.stages import Entry, Stage
 from handleipc.system import System
 
 __all__ = ["ChannelProtocol", "Invitation", "State"]
@@ -151,7 +152,7 @@ class ChannelProtocol:
         try:
             outgoing.stage = outgoing.next_data()
         except DescriptorReleased:
-            self._fail(LocalProtocolError("a handle was closed while the peer had to be sent it again"))
+            self._fail(LocalProtocolError("a handle was closed while the peer asked for it again"))
             return None
         self._watch_hello()
         return outgoing.stage
@@ -177,7 +178,7 @@ class ChannelProtocol:
             self.incoming.pump()
 
     def write_refused(self) -> None:
-        """The kernel takes no descriptors for a while (ETOOMANYREFS), though the socket is writable."""
+        """The kernel takes no descriptors for a while (ETOOMANYREFS); the socket stays writable."""
         limits = self.limits
         self.outgoing.park()
         self._retry_delay = min(
@@ -200,7 +201,7 @@ class ChannelProtocol:
             self._fail(error)
 
     def write_failed(self) -> None:
-        """EPIPE and the like: nothing more can be said, but what the peer said is still to be read."""
+        """EPIPE and the like: nothing more can be said. What the peer said is still to be read."""
         self._write_dead = True
 
     def _control(self) -> Stage | None:
@@ -234,19 +235,16 @@ class ChannelProtocol:
     def received(self, batch: Batch) -> None:
         """Take the lines and descriptors of one read. Faults of the peer end the channel."""
         incoming = self.incoming
-        incoming.sets.extend(batch.sets)
+        incoming.pairing.add(batch.sets)
         if self.state is State.CLOSED:
-            incoming.settle(deliver_unacked=False)
+            incoming.pairing.close()
             return
         view, start, offset = batch.view, batch.start, batch.offset
         try:
             for end in batch.ends:
-                incoming.check_claims(offset + start)
+                incoming.pairing.check_claimed(offset + start)
                 self._line(view[start : end - 1], offset + start, end - start)
-                if self.state is State.CLOSED:
-                    return
                 start = end
-            incoming.check_tail(batch.tail)
         except HandleIPCError as error:
             self._fail(error)
             return
@@ -254,8 +252,6 @@ class ChannelProtocol:
         self._watch_progress(batch)
 
     def _line(self, line: memoryview, at: int, size: int) -> None:
-        if size > self.limits.line:
-            self.incoming.check_tail(size)
         if self.incoming.native:
             self._native_line(envelope.decode_native(line, self.limits.depth), at, size)
             return
@@ -337,7 +333,7 @@ class ChannelProtocol:
 
     def _peer_switch(self, version: int, first: bool) -> None:
         if version != envelope.VERSION:
-            raise RemoteProtocolError(f"the peer switched to version {version} of the native dialect")
+            raise RemoteProtocolError(f"the peer switched to version {version}, and 1 was offered")
         # Right as the first line of an end we invited, or as the answer to our own switch.
         invited = first and self._inviting
         if self._peer_switched or not (invited or self.outgoing.native):
@@ -478,7 +474,7 @@ class ChannelProtocol:
         self._progress_at = None
 
     def _watch_progress(self, batch: Batch) -> None:
-        if batch.tail or self.incoming.incomplete:
+        if batch.tail or self.incoming.pairing.incomplete:
             self._progress_at = self._system.clock() + self.limits.incomplete_timeout
         else:
             self._progress_at = None

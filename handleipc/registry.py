@@ -129,6 +129,17 @@ class Registry:
         _close(fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
 
+    def refuse(
+        self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
+    ) -> object:
+        """Refuse any handle, for a channel that accepts none.
+
+        Raises:
+            Refusal: always.
+        """
+        _close(fds)
+        raise Refusal("policy", f"refused a {tag} of the peer: this channel accepts no handles")
+
     def _convert_custom(self, tag: str, options: Options | None, fds: list[int]) -> object:
         conversion = self._custom.get(tag)
         if conversion is None:

@@ -177,7 +177,7 @@ def python_command(
     if not colon:
         return [*command, "-m", module, *args]
     if module == "__main__":
-        raise ValueError("a function of __main__ cannot be imported in the child: move it to a module")
+        raise ValueError("a function of __main__ cannot be imported elsewhere: move it to a module")
     program = (
         f"import sys; sys.path[:] = {list(path)!r};"
         f" from handleipc.asyncio.target import run; run({module!r}, {function!r})"

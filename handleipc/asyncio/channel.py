@@ -1,24 +1,19 @@
-"""``Channel``: the duplex channel between two processes, on a raw descriptor of the event loop.
+"""``Channel``: the duplex channel between two processes, as asyncio programs use it.
 
-Reads and writes, waits, and calls listeners; what any of it means is decided in ``protocol``.
-``add_reader`` and ``add_writer`` are the one interface that asyncio and uvloop share for a socket
-whose descriptors must not be lost: a transport would read with ``recv``, which drops them.
+Waits, listeners and limits are here; reading and writing are the driver's, and what a line means is
+decided in ``protocol``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import select
 import socket
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
 from handleipc import codec
-from handleipc.ancillary import Receiver, Refused, send_with_fds
-from handleipc.asyncio.emitter import Emitter
+from handleipc.asyncio.driver import Driver, process_system
 from handleipc.asyncio.handles import default_registry
 from handleipc.exceptions import (
     ChannelBroken,
@@ -27,41 +22,31 @@ from handleipc.exceptions import (
     ChannelFull,
     HandleIPCError,
     HandleNotDelivered,
-    LineTooLong,
-    LocalProtocolError,
     MessageNotSerializable,
     RemoteProtocolError,
     UnsupportedHandle,
 )
-from handleipc.framing import LineFramer
 from handleipc.incoming import Delivery
 from handleipc.limits import Limits
-from handleipc.outgoing import PEER_SPEAKS_NODE, Entry, Stage
+from handleipc.outgoing import PEER_SPEAKS_NODE
 from handleipc.pending import PendingHandle
 from handleipc.protocol import ChannelProtocol, Invitation, State
-from handleipc.system import System
+from handleipc.stages import Entry
 from handleipc.typing import JSON
 
 __all__ = ["Channel"]
 
 log = logging.getLogger("handleipc")
 
-# One process, one budget of descriptors in flight.
-_system = System()
-
-# Bytes written before the event loop gets its turn.
-WRITE_BUDGET = 1024 * 1024
 # Sends in a row that never had to wait, after which other tasks get their turn.
 SENDS_IN_A_ROW = 64
-# How long the end of the event loop is held up to write what is queued.
-LAST_FLUSH = 1.0
 # Bytes that an envelope of either dialect adds to a message at most, its handle's options aside.
 ENVELOPE_BYTES = 256
 
 Message = tuple[JSON, Any]
 
 
-class Channel(Emitter):
+class Channel(Driver):
     """One end of a channel. Made by ``fork``, ``spawn`` and ``parent``, not by hand.
 
     It is its own iterator: ``async for message, handle in channel`` ends when the peer disconnects.
@@ -71,6 +56,7 @@ class Channel(Emitter):
         limits: the bounds of this end.
         inviting: the peer was invited to the native dialect.
         invited_by: the invitation this process was started with.
+        accept_handles: False gives every handle back to the peer.
     """
 
     EVENTS: ClassVar[frozenset[str]] = frozenset(
@@ -84,23 +70,16 @@ class Channel(Emitter):
         *,
         inviting: bool = False,
         invited_by: Invitation | None = None,
+        accept_handles: bool = True,
     ) -> None:
-        super().__init__(asyncio.get_running_loop())
-        sock.setblocking(False)
-        self._sock = sock
-        self._fd = sock.fileno()
-        self._limits = limits
         self._registry = default_registry
-        self._protocol = ChannelProtocol(
-            limits, _system, self._registry.convert, inviting=inviting, invited_by=invited_by
+        convert = self._registry.convert if accept_handles else self._registry.refuse
+        super().__init__(
+            sock,
+            ChannelProtocol(
+                limits, process_system, convert, inviting=inviting, invited_by=invited_by
+            ),
         )
-        self._protocol.on_wake = self._wake
-        self._receiver = Receiver(LineFramer(limits.line))
-        self._is_reading = self._is_writing = False
-        self._in_turn = False
-        self._turn_scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
-
         self._reader: asyncio.Future[None] | None = None
         self._wants_all = False
         self._waiters: set[asyncio.Future[Any]] = set()
@@ -110,7 +89,6 @@ class Channel(Emitter):
         self._above_water = False
         self._disconnect_emitted = False
         self._ended = asyncio.Event()
-        self._attach()
 
     # -- what the application asks ---------------------------------------------------------------
 
@@ -358,7 +336,7 @@ class Channel(Emitter):
         return self._above_water
 
     async def _wait_in(self, waiters: set[asyncio.Future[None]]) -> None:
-        if self._protocol.state is State.CLOSED:
+        if self._is_closed:
             raise self._why_closed()
         waiter: asyncio.Future[None] = self._loop.create_future()
         waiters.add(waiter)
@@ -377,14 +355,14 @@ class Channel(Emitter):
             raise ChannelBusy("another recv() or iteration waits for the next message already")
         incoming = self._protocol.incoming
         while not incoming.ready:
-            if self._protocol.state is State.CLOSED:
+            if self._is_closed:
                 if isinstance(self._protocol.error, RemoteProtocolError):
                     raise self._protocol.error
                 raise self._why_closed()
             self._reader = self._loop.create_future()
             self._turn()
             try:
-                if not incoming.ready and self._protocol.state is not State.CLOSED:
+                if not incoming.ready and not self._is_closed:
                     await self._reader
             finally:
                 self._reader = None
@@ -423,178 +401,25 @@ class Channel(Emitter):
             # As Node: an internal message without a listener is gone. Its descriptor is not.
             delivery.handle.close()  # type: ignore[attr-defined]
 
-    # -- the event loop --------------------------------------------------------------------------
+    # -- what the driver asks --------------------------------------------------------------------
 
-    def _attach(self) -> None:
-        """Serve the channel on the running loop, until it ends or the loop does."""
-        self._loop = asyncio.get_running_loop()
-        self._ended = asyncio.Event()
-        self._keeper = _until_the_loop_ends(self)
-        # Runs up to its yield, which never suspends: now the loop will close it when it ends.
-        with contextlib.suppress(StopIteration):
-            self._keeper.__anext__().send(None)
-        self._schedule_turn()
-
-    def _dismiss_keeper(self) -> None:
-        with contextlib.suppress(StopIteration, RuntimeError):  # RuntimeError: it is running us
-            self._keeper.aclose().send(None)
-
-    def _detach(self) -> None:
-        """Take everything off the loop; the socket stays open."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._watch(reading=False, writing=False)
-
-    def _watch(self, *, reading: bool, writing: bool) -> None:
-        if reading is not self._is_reading:
-            self._is_reading = reading
-            if reading:
-                self._loop.add_reader(self._fd, self._on_readable)
-            else:
-                self._loop.remove_reader(self._fd)
-        if writing is not self._is_writing:
-            self._is_writing = writing
-            if writing:
-                self._loop.add_writer(self._fd, self._turn)
-            else:
-                self._loop.remove_writer(self._fd)
-
-    def _on_readable(self) -> None:
-        self._read()
-        self._turn()
-
-    def _read(self, *, peer_is_dead: bool = False) -> None:
-        protocol = self._protocol
-        try:
-            batch = self._receiver.receive(self._fd)
-        except LineTooLong as error:
-            protocol.abort(error)
-            return
-        except OSError:
-            # ECONNRESET: the peer closed with something of ours unread. What it had sent was
-            # delivered before this.
-            protocol.receive_eof(peer_is_dead=peer_is_dead)
-            return
-        protocol.received(batch)
-        if self._receiver.at_eof:
-            protocol.receive_eof(peer_is_dead=peer_is_dead)
-
-    def _schedule_turn(self) -> None:
-        if not self._turn_scheduled and not self._loop.is_closed():
-            self._turn_scheduled = True
-            self._loop.call_soon(self._scheduled_turn)
-
-    def _scheduled_turn(self) -> None:
-        self._turn_scheduled = False
-        self._turn()
-
-    def _wake(self) -> None:
-        if not self._loop.is_closed():
-            self._schedule_turn()
-
-    def _turn(self) -> None:
-        """Do everything that can be done now: write, give, settle, and watch for the rest."""
-        if self._in_turn:
-            return
-        if self._sock.fileno() < 0:
-            self._give_what_is_left()
-            return
-        self._in_turn = True
-        try:
-            writing = self._go_on()
-        finally:
-            self._in_turn = False
-        if self._protocol.state is State.CLOSED:
-            self._end()
-        else:
-            reading = self._protocol.want_read(waiting=self._is_waited_for)
-            if not reading:
-                self._protocol.pause_progress_watch()
-            self._watch(reading=reading, writing=writing)
-            self._arm_timer()
-
-    def _go_on(self) -> bool:
-        """Write and give in turns, since each makes room for the other. Returns ``_write``'s."""
-        protocol = self._protocol
-        incoming = protocol.incoming
+    def _prepare(self) -> None:
+        incoming = self._protocol.incoming
         listened = self._has_listeners("message")
         incoming.holds_back = not listened
         incoming.ready_limit = None if listened or self._wants_all else self._limits.ready
         incoming.wants_more = self._is_waited_for
-        while True:
-            incoming.pump()
-            writing = self._write()
-            self._report_outcomes()
-            given = self._deliver()
-            self._report_faults()
-            if protocol.finished:
-                protocol.finish()
-            if not given or protocol.state is State.CLOSED:
-                break
+
+    def _exchange(self) -> bool:
+        self._report_outcomes()
+        given = self._deliver()
+        self._report_faults()
         self._wake_waiters()
-        return writing
+        return given
 
     @property
     def _is_waited_for(self) -> bool:
-        return bool(
-            self._waiters
-            or self._drainers
-            or self._flushers
-            or self._protocol.state is State.CLOSING
-        )
-
-    def _write(self) -> bool:
-        """Write what may leave. Returns whether to call again when the socket is writable."""
-        protocol = self._protocol
-        budget = WRITE_BUDGET
-        while (stage := protocol.next_stage()) is not None:
-            if budget <= 0:
-                self._schedule_turn()
-                return False
-            try:
-                written = send_with_fds(self._fd, stage.data, stage.offset, stage.fds)
-            except OSError as error:
-                self._write_failed(stage, error)
-                continue
-            if written is Refused.AGAIN:
-                return True
-            if written is Refused.IN_FLIGHT:
-                if stage.is_control or not stage.fds:
-                    # No memory for a few bytes: the socket may be writable all the same.
-                    self._loop.call_later(self._limits.in_flight_delay_max, self._schedule_turn)
-                    return False
-                protocol.write_refused()
-                continue
-            assert isinstance(written, int)
-            budget -= written
-            protocol.wrote(written)
-            if protocol.outgoing.stage is stage:
-                return True  # the kernel took a part, so it is full
-        return False
-
-    def _write_failed(self, stage: Stage, error: OSError) -> None:
-        if stage.fds and not stage.offset and not isinstance(error, ConnectionError):
-            # EPERM: the peer has SO_PASSRIGHTS off. EBADF, EINVAL: not a descriptor that travels.
-            self._protocol.handles_refused(f"the kernel does not pass it on: {error.strerror}")
-        else:
-            self._protocol.write_failed()
-
-    def _arm_timer(self) -> None:
-        deadline = self._protocol.deadline()
-        if deadline is None:
-            return
-        when = deadline - _system.clock() + self._loop.time()
-        # An earlier timer that fires for nothing costs less than one rearmed at every read.
-        if self._timer is None or self._timer.when() > when:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(when, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._protocol.on_deadline()
-        self._turn()
+        return bool(self._waiters or self._drainers or self._flushers)
 
     # -- telling ---------------------------------------------------------------------------------
 
@@ -635,9 +460,10 @@ class Channel(Emitter):
 
     def _wake_waiters(self) -> None:
         outgoing = self._protocol.outgoing
-        closed = self._protocol.state is State.CLOSED
+        closed = self._is_closed
         if self._protocol.nobody_reads and not closed:
-            busy = f"{self._protocol.incoming.ready_bytes} bytes are held: nobody reads this channel"
+            held = self._protocol.incoming.ready_bytes
+            busy = f"nobody reads this channel, and {held} bytes are held for it"
             for waiters in (self._waiters, self._drainers, self._flushers):
                 for waiter in waiters:
                     if not waiter.done():
@@ -657,45 +483,14 @@ class Channel(Emitter):
 
     # -- ends ------------------------------------------------------------------------------------
 
-    def _abort(self, error: HandleIPCError, *, peer_is_dead: bool = False) -> None:
-        if self._protocol.state is State.CLOSED:
-            return
-        # The peer's later acknowledgements fail there, and those it has sent are read here: no
-        # handle ends with two owners. Linux keeps what is queued readable after SHUT_RD.
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RD)
-        self._read_rest(peer_is_dead=peer_is_dead)
-        self._protocol.abort(error, peer_is_dead=peer_is_dead)
-
-    def _read_rest(self, *, peer_is_dead: bool = False) -> None:
-        """Read what is in the socket now, one buffer at most, without waiting for EOF."""
-        left = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) * 4
-        while left > 0 and self._protocol.state is not State.CLOSED:
-            before = self._receiver.position
-            self._read(peer_is_dead=peer_is_dead)
-            left -= max(1, self._receiver.position - before)
-            if self._receiver.drained or self._receiver.at_eof:
-                return
-
-    def _end(self) -> None:
-        """The protocol is closed: close the socket, then tell everybody, once."""
-        if self._sock.fileno() < 0:
-            return
-        self._detach()
-        self._receiver.close()
-        self._sock.close()
-        self._in_turn = True
-        try:
-            self._report_outcomes()
-            self._report_faults()
-            self._wake_waiters()
-        finally:
-            self._in_turn = False
+    def _closed(self) -> None:
+        self._report_outcomes()
+        self._report_faults()
+        self._wake_waiters()
         self._give_what_is_left()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
         self._ended.set()
-        self._dismiss_keeper()
         error = self._protocol.error
         if isinstance(error, RemoteProtocolError) and not self._emit("error", error):
             log.warning("%r: %s", self, error)
@@ -704,48 +499,17 @@ class Channel(Emitter):
 
     def _give_what_is_left(self) -> None:
         self._protocol.incoming.holds_back = not self._has_listeners("message")
-        self._in_turn = True
-        try:
-            self._deliver()
-        finally:
-            self._in_turn = False
+        self._deliver()
 
     def _emit_disconnect(self) -> None:
         if not self._disconnect_emitted:
             self._disconnect_emitted = True
             self._emit("disconnect")
 
-    def _loop_ends(self) -> None:
-        """The event loop is about to close: write what is queued, within a second."""
-        deadline = time.monotonic() + LAST_FLUSH
-        if self._protocol.state is State.CLOSED:
-            return
-        self._go_on_blocking(deadline)
-        if self._protocol.state is State.CLOSING:
-            self._protocol.abort(LocalProtocolError("the event loop ended before all was flushed"))
-        if self._protocol.state is State.CLOSED:
-            self._end()
-        else:
-            self._detach()
-
-    def _go_on_blocking(self, deadline: float) -> None:
-        protocol = self._protocol
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        while True:
-            self._in_turn = True
-            writing = self._go_on()
-            self._in_turn = False
-            if protocol.state is State.CLOSED:
-                return
-            left = deadline - time.monotonic()
-            if left <= 0 or (protocol.state is State.OPEN and protocol.outgoing.idle):
-                return
-            poll.modify(self._fd, select.POLLIN | (select.POLLOUT if writing else 0))
-            events = poll.poll(max(1, int(min(left, 0.05) * 1000)))
-            if events and events[0][1] & ~select.POLLOUT:
-                self._read()
-            protocol.on_deadline()
+    def _move(self) -> None:
+        """Go on, on the running loop; the loop that had the channel is closed."""
+        self._ended = asyncio.Event()
+        self._attach()
 
     def __repr__(self) -> str:
         state = self._protocol.state.name.lower()
@@ -757,13 +521,3 @@ class ChannelClosedByAbort(HandleIPCError):
 
     def __str__(self) -> str:
         return "this end aborted the channel"
-
-
-async def _until_the_loop_ends(channel: Channel) -> AsyncGenerator[None, None]:
-    # An asynchronous generator, since loops close those when they end (shutdown_asyncgens, which
-    # asyncio.run calls last), and say nothing about one that was dropped.
-    try:
-        yield
-    finally:
-        channel._loop_ends()
-

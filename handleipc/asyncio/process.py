@@ -21,7 +21,6 @@ from typing import IO, Any, ClassVar, TypedDict, Unpack
 from handleipc.asyncio.channel import Channel
 from handleipc.exceptions import ChannelBusy, LocalProtocolError, WorkerExited
 from handleipc.limits import Limits
-from handleipc.protocol import State
 from handleipc.spawn import adopt, child_environment, python_command, socket_cookie
 
 __all__ = ["Child", "Options", "fork", "parent", "spawn"]
@@ -68,13 +67,19 @@ class Child(Channel):
     stderr: asyncio.StreamReader | None = None
 
     def __init__(
-        self, sock: socket.socket, limits: Limits, process: subprocess.Popen[bytes], invited: bool
+        self,
+        sock: socket.socket,
+        limits: Limits,
+        process: subprocess.Popen[bytes],
+        *,
+        invited: bool,
+        accept_handles: bool,
     ) -> None:
         self._process = process
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pidfd = -1
         self._pipes: list[asyncio.Task[None]] = []
-        super().__init__(sock, limits, inviting=invited)
+        super().__init__(sock, limits, inviting=invited, accept_handles=accept_handles)
         self._watch_process()
 
     @property
@@ -149,7 +154,7 @@ class Child(Channel):
             return  # readable for another reason, such as a debugger
         self._forget_pidfd()
         self._exited.set_result(code)
-        if self._protocol.state is not State.CLOSED:
+        if not self._is_closed:
             # What the process left in the socket is read. Its EOF is not waited for: a grandchild
             # may hold the other end open.
             self._read_rest(peer_is_dead=True)
@@ -165,7 +170,7 @@ class Child(Channel):
 
     def _loop_ends(self) -> None:
         super()._loop_ends()
-        if self._protocol.state is not State.CLOSED:
+        if not self._is_closed:
             # Nobody can use it any more: the child learns of it now, not when this is collected.
             self._protocol.abort(LocalProtocolError("the event loop has ended"))
             self._end()
@@ -288,8 +293,9 @@ async def spawn(
                 ),
                 {"cwd": cwd, "stdin": stdin, "stdout": stdout, "stderr": stderr},
             )
-        child = Child(ours, limits, process, invited=invite is not None)
-        child.accepts_handles = accept_handles
+        child = Child(
+            ours, limits, process, invited=invite is not None, accept_handles=accept_handles
+        )
         await child._open_pipes()
     except BaseException:
         # Cancelled or failed half way: nothing of the child stays.
@@ -392,7 +398,7 @@ async def parent() -> Channel:
     elif _parent._loop is not asyncio.get_running_loop():
         if not _parent._loop.is_closed():
             raise ChannelBusy("another event loop, which is not closed, has this channel")
-        if _parent._protocol.state is not State.CLOSED:
-            _parent._attach()
+        if not _parent._is_closed:
+            _parent._move()
     return _parent
 

@@ -314,7 +314,7 @@ def listen_unix(path: str | os.PathLike[str], *, backlog: int = BACKLOG) -> _Lis
 async def _resolve(host: str | None, port: int) -> tuple[int, Address]:
     if not host:
         dual = socket.has_dualstack_ipv6()
-        return (socket.AF_INET6, ("::", port)) if dual else (socket.AF_INET, ("0.0.0.0", port))  # noqa: S104
+        return (socket.AF_INET6, ("::", port)) if dual else (socket.AF_INET, ("0.0.0.0", port))
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG

@@ -1,0 +1,119 @@
+"""Which descriptors belong to which line.
+
+Bytes and descriptors come in two queues. Facts of the kernel that shape them (Linux 6.18, repeated
+in tests/test_kernel.py):
+
+- a read may return plain lines *followed by* the bytes of one descriptor-carrying write, then it
+  stops; BSD stops before such a write instead;
+- after a short read the rest of a write merges with whatever follows it;
+- when descriptors are lost for want of free slots the bytes still arrive, with the first few of the
+  descriptors or none, and only MSG_CTRUNC tells.
+
+So descriptors are not paired by chunk, and not counted off a flat list (one loss would shift it for
+ever). Each read that brought or lost some makes one *set* with the stream offsets of that read, and
+the line that claims descriptors takes the front set, if its own first byte lies inside. What is
+done about a handle whose descriptors were lost is said in ``incoming``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from handleipc.exceptions import RemoteProtocolError
+from handleipc.framing import DescriptorSet
+
+__all__ = ["Pairing"]
+
+
+class Pairing:
+    """The descriptors that have arrived and not yet been claimed. It owns them.
+
+    Args:
+        close: closes one descriptor.
+    """
+
+    def __init__(self, close: Callable[[int], None]) -> None:
+        self._close_fd = close
+        self._sets: deque[DescriptorSet] = deque()
+        # The set being used up: places declared and not claimed, and what arrived for them.
+        self._places = 0
+        self._fds: list[int] = []
+        self._kinds: list[int] = []
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether descriptors wait for a line, or a set for the rest of its lines."""
+        return bool(self._sets or self._places)
+
+    def add(self, sets: Sequence[DescriptorSet]) -> None:
+        """Own what one receive brought, before any of its lines is looked at."""
+        self._sets.extend(sets)
+
+    def check_claimed(self, at: int) -> None:
+        """A line begins at stream offset ``at``: sets that ended before it belong to nobody.
+
+        Raises:
+            RemoteProtocolError: there is such a set.
+        """
+        if self._sets and self._sets[0].end <= at:
+            raise RemoteProtocolError("the peer sent descriptors that no line claims")
+
+    def front_set(self, at: int) -> DescriptorSet | None:
+        """Take the set of the read that brought the byte at ``at``, or None. The caller owns it."""
+        if self._sets and self._sets[0].start <= at < self._sets[0].end:
+            return self._sets.popleft()
+        return None
+
+    def declare(self, count: int, at: int) -> bool:
+        """Begin to use up the set whose line declares ``count`` descriptors.
+
+        Returns:
+            Whether some of them were lost.
+
+        Raises:
+            RemoteProtocolError: there is none here, it holds another number, or the last one was
+                not used up.
+        """
+        if self._places:
+            raise RemoteProtocolError("the peer began a set before the last was used up")
+        found = self.front_set(at)
+        if found is None:
+            raise RemoteProtocolError(f"the peer declared {count} descriptors and sent none")
+        # Ours first: on an error below they are closed with everything else.
+        self._fds, self._kinds = found.fds, found.kinds
+        arrived = len(found.fds)
+        if arrived > count or (arrived < count and not found.truncated):
+            raise RemoteProtocolError(f"the peer declared {count} descriptors and sent {arrived}")
+        self._places = count
+        return arrived < count
+
+    def claim(self, count: int) -> tuple[list[int] | None, list[int]]:
+        """Take ``count`` places of the current set: descriptors and kinds, None if some were lost.
+
+        The kernel keeps the first ones of a set, so what is lost is at its end.
+
+        Raises:
+            RemoteProtocolError: fewer places are left.
+        """
+        if self._places < count:
+            raise RemoteProtocolError("the peer used more descriptors than it declared")
+        self._places -= count
+        fds, self._fds = self._fds[:count], self._fds[count:]
+        kinds, self._kinds = self._kinds[:count], self._kinds[count:]
+        if len(fds) == count:
+            return fds, kinds
+        self._close(fds)
+        return None, []
+
+    def close(self) -> None:
+        """Close everything that was not claimed."""
+        for unclaimed in self._sets:
+            self._close(unclaimed.fds)
+        self._sets.clear()
+        self._close(self._fds)
+        self._fds, self._kinds, self._places = [], [], 0
+
+    def _close(self, fds: list[int]) -> None:
+        for fd in fds:
+            self._close_fd(fd)
