@@ -269,8 +269,12 @@ def listen(
         ipv6_only: with an IPv6 address, refuse IPv4 clients.
 
     Raises:
+        ValueError: the port is none.
         OSError: the name is unknown, or the address cannot be bound; it names the address.
     """
+    # getaddrinfo would take it modulo 65536.
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{port} is no port: it must lie in 0..65535")
 
     async def build() -> Server:
         family, address = await _resolve(host, port)

@@ -1,0 +1,55 @@
+"""Look at the first bytes of each connection, unread, and pick the child by them.
+
+Run it, then `curl 127.0.0.1:8000/a` and `curl 127.0.0.1:8000/b`: each path has its own process.
+"""
+
+import asyncio
+import os
+
+import handleipc
+
+
+async def serve(parent: handleipc.Channel) -> None:
+    async for path, connection in parent:
+        reader, writer = await connection.open()
+        await reader.readuntil(b"\r\n\r\n")
+        body = f"{path} is served by process {os.getpid()}\n".encode()
+        writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+
+async def first_line(connection: handleipc.Connection) -> bytes:
+    """Wait for the request line without consuming it."""
+    for _ in range(100):
+        try:
+            seen = connection.peek(1024)
+        except BlockingIOError:
+            seen = b" "
+        if b"\r\n" in seen or not seen:
+            return seen.partition(b"\r\n")[0]
+        await asyncio.sleep(0.01)
+    return b""
+
+
+async def hand_over(
+    connection: handleipc.Connection, children: list[handleipc.Child]
+) -> None:
+    with connection:
+        words = (await first_line(connection)).split()
+        path = words[1].decode() if len(words) > 1 else "/"
+        try:
+            await children[sum(path.encode()) % len(children)].send(path, connection)
+        except (handleipc.HandleNotDelivered, handleipc.ChannelClosed) as error:
+            print(f"{path}: {error}")  # noqa: T201
+
+
+async def main() -> None:
+    children = [await handleipc.fork("route_by_content:serve") for _ in range(2)]
+    async with handleipc.listen("127.0.0.1", 8000) as server, asyncio.TaskGroup() as tasks:
+        async for connection in server:
+            tasks.create_task(hand_over(connection, children))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,5 @@
+"""``python -m handleipc``."""
+
+from handleipc.cli import main
+
+main(prog_name="python -m handleipc")
