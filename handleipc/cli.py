@@ -103,7 +103,7 @@ async def _start_child(directory: str, *, node: bool) -> Child:
     if program is None:
         raise click.ClickException("there is no program 'node' in PATH: install Node.js")
     script = Path(directory) / "child.js"
-    script.write_text(NODE_CHILD % ANSWER)  # noqa: ASYNC240  # a few bytes, before anything runs
+    script.write_text(NODE_CHILD % ANSWER)
     return await spawn(program, script)
 
 
@@ -176,7 +176,7 @@ def _version(name: str) -> str:
 def _core() -> str:
     from handleipc import _core as core  # noqa: PLC0415  # only to say where it is
 
-    built = Path(str(core.__file__)).name  # type: ignore[attr-defined]
+    built = Path(str(core.__file__)).name
     with socket.socket() as probe:
         works = descriptor_kind(probe.fileno()) & KIND_SOCKET
     return f"{built}, {core.lib.HIPC_MAX_FDS} descriptors per message, {'works' if works else '?'}"
@@ -211,9 +211,7 @@ def _node() -> str:
     program = shutil.which("node")
     if program is None:
         return "not found in PATH"
-    version = subprocess.run(  # noqa: S603
+    version = subprocess.run(
         [program, "--version"], capture_output=True, text=True, check=False, timeout=10
     )
     return f"{version.stdout.strip()} at {program}"
-
-

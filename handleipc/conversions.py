@@ -145,9 +145,7 @@ def pend_connection(connection: BaseConnection, keep_open: bool) -> PendingHandl
         options = {"key": connection.key}
     if keep_open:
         connection.fileno()  # refuses one that is closed or on its way
-        return PendingHandle(
-            connection, NET_SOCKET, options, read=lambda: [connection.fileno()]
-        )
+        return PendingHandle(connection, NET_SOCKET, options, read=lambda: [connection.fileno()])
     return PendingHandle(connection, NET_SOCKET, options)
 
 
@@ -230,5 +228,3 @@ def build_native(fd: int, kind: int, options: Options | None) -> socket.socket |
 def build_fd(fd: int, kind: int, options: Options | None) -> FileDescriptor:
     """Make a ``FileDescriptor`` that owns ``fd``."""
     return FileDescriptor(fd)
-
-

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from handleipc import envelope
 from handleipc.exceptions import HandleError, RemoteProtocolError
+from handleipc.holes import HeldLine, Holes
 from handleipc.limits import Limits
 from handleipc.pairing import Pairing
 from handleipc.system import System
@@ -30,9 +31,6 @@ __all__ = ["Convert", "Delivery", "Incoming", "Refusal"]
 
 # (tag, options, descriptors owned, their kinds) -> handle. Owns the descriptors whatever happens.
 Convert = Callable[[str, Options | None, list[int], list[int]], object]
-
-PROBES = 16
-DENIED_AFTER = 3
 
 
 class Refusal(HandleError):
@@ -55,21 +53,6 @@ class Delivery:
     handle: object
     size: int
     is_internal: bool
-
-
-@dataclasses.dataclass(slots=True)
-class _Held:
-    """A line in stream order. ``sequence`` is 0 for plain messages; ``fds`` None while missing."""
-
-    size: int
-    message: JSON = None
-    sequence: int = 0
-    n_fds: int = 0
-    tag: str = ""
-    options: Options | None = None
-    fds: list[int] | None = None
-    kinds: list[int] = dataclasses.field(default_factory=list)
-    is_refused: bool = False
 
 
 class Incoming:
@@ -99,14 +82,9 @@ class Incoming:
         """Acknowledged handles that may wait; None while a listener takes them at once."""
 
         self.pairing = Pairing(system.close)
-        self._held: deque[_Held] = deque()
+        self._held: deque[HeldLine] = deque()
         self._seen = 0
-        self._hole: _Held | None = None
-        self._asked = 0
-        self._tries = 0
-        self._denied = 0
-        self._hole_since = 0.0
-        self.ask_at: float | None = None
+        self.holes = Holes(limits, system, self._held)
 
         self._release: deque[tuple[Delivery, int]] = deque()
         self.ready: deque[Delivery] = deque()
@@ -122,9 +100,8 @@ class Incoming:
         self.ack_out = 0
         self.replies: deque[bytes] = deque()
         self.nack_at: float | None = None
-        self._nack_since = 0.0
+        self._nack_since = self._nack_pause = 0.0
         self.refusals: list[list[object]] = []
-        self.ask: tuple[int, int] | None = None
         self.owes = False
         self._controls_staged = 0
         self._controls_passed = 0
@@ -145,7 +122,7 @@ class Incoming:
         """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
         if self.native:
             self._count_bytes(size)
-        self._held.append(_Held(size, message))
+        self._held.append(HeldLine(size, message))
 
     def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
         """Take ``[1,n]``: claim the front set.
@@ -173,17 +150,16 @@ class Incoming:
         self._seen = sequence
         self._count_bytes(size)
         fds, kinds = self.pairing.claim(line.fds)
-        item = _Held(
-            size, line.message, sequence, line.fds, line.tag, line.options, fds, kinds
-        )
+        item = HeldLine(size, line.message, sequence, line.fds, line.tag, line.options, fds, kinds)
         self._held.append(item)
         if self.closing:
             self._refuse(item, "closing")
-        elif self._hole is not None:
+        elif self.holes.first is not None:
             # Kept, they would occupy the slots that the hole needs.
-            self._lose(item)
+            self._close(fds)
+            item.fds = None
         elif fds is None:
-            self._open_hole(item)
+            self.holes.open(item)
 
     def again(self, line: envelope.Again) -> None:
         """Take ``[3,s,f]``: descriptors we asked for.
@@ -192,20 +168,12 @@ class Incoming:
             RemoteProtocolError: we did not ask.
         """
         fds, kinds = self.pairing.claim(line.fds)
-        if self._asked <= 0:
-            self._close(fds)
-            raise RemoteProtocolError("the peer sent descriptors again that nobody asked for")
-        self._asked -= 1
-        hole = self._hole
-        if hole is not None and hole.sequence == line.sequence:
-            if fds is not None:
-                hole.fds, hole.kinds = fds, kinds
-                self._next_hole()
-                return
-            self._denied += 1
-        else:
-            self._close(fds)  # refused meanwhile, or behind another hole
-        self._arm_ask()
+        used = False
+        try:
+            used = self.holes.answer(line.sequence, fds, kinds)
+        finally:
+            if not used:
+                self._close(fds)
 
     def _count_bytes(self, size: int) -> None:
         # A counted line may start while bytes sent < granted, so one line may overshoot.
@@ -238,8 +206,7 @@ class Incoming:
                 # The sender is stalled until it gets our NACK and sends again then: say it when
                 # there is room. Node itself would answer at once, four times in a millisecond.
                 self._nack_since = self._system.clock()
-                self._tries = 0
-                self.nack_at = self._nack_since
+                self._nack_pause = self._limits.ask_delay
                 self.on_nack_time()
             elif self.closing:
                 self._reply(envelope.NACK)
@@ -263,7 +230,8 @@ class Incoming:
         now = self._system.clock()
         outage = now - self._nack_since >= self._limits.retry_time
         if not outage and not self._system.free_slots(1):
-            self.nack_at = now + self._pause()
+            self.nack_at = now + self._nack_pause
+            self._nack_pause = min(2 * self._nack_pause, self._limits.ask_delay_max)
             return
         self.nack_at = None
         self._reject(
@@ -278,78 +246,19 @@ class Incoming:
     def _reply(self, line: bytes) -> None:
         self.replies.append(line)
 
-    # -- holes -----------------------------------------------------------------------------------
-
-    def _open_hole(self, item: _Held) -> None:
-        self._hole = item
-        self._tries = self._denied = 0
-        self._hole_since = self._system.clock()
-        self._arm_ask()
-
-    def _next_hole(self) -> None:
-        self._hole = None
-        for item in self._held:
-            if item.sequence and item.fds is None and not item.is_refused:
-                self._open_hole(item)
-                return
-        self.ask_at = None
-
-    def _lose(self, item: _Held) -> None:
-        self._close(item.fds)
-        item.fds = None
-
-    def _arm_ask(self) -> None:
-        if self._hole is not None and not self._asked:
-            self.ask_at = self._system.clock() + self._pause()
-
-    def _pause(self) -> float:
-        limits = self._limits
-        pause = min(limits.ask_delay * 2.0 ** min(self._tries, 30), limits.ask_delay_max)
-        self._tries += 1
-        return pause
+    # -- handles without descriptors -------------------------------------------------------------
 
     def on_ask_time(self) -> None:
-        """Ask for lost descriptors again, as many as there are slots; or give the hole up."""
-        hole = self._hole
-        self.ask_at = None
-        if hole is None or self._asked:
-            return
-        if self._denied >= DENIED_AFTER:
-            # Slots were free each time: a security module, not a shortage.
-            self._give_up(hole, "denied")
-            return
-        missing = self._missing_run(hole)
-        free = self._system.free_slots(min(PROBES, missing * hole.n_fds))
-        asked = min(missing, free // hole.n_fds, missing if self._tries <= 1 else 1)
-        if asked:
-            self.ask = (hole.sequence, asked)
-            self._asked = asked
-            return
-        if self._system.clock() - self._hole_since >= self._limits.retry_time:
-            self._give_up(hole, "descriptors")
-            return
-        self._arm_ask()
+        """Ask for lost descriptors again, or give the handle up that lacks them."""
+        hole = self.holes.first
+        code = self.holes.on_ask_time()
+        if hole is not None and code is not None:
+            why = "no free descriptor slot" if code == "descriptors" else "denied by the system"
+            self.errors.append(HandleError(f"refused handle {hole.sequence} of the peer: {why}"))
+            self._refuse(hole, code)
+            self.holes.next()
 
-    def _missing_run(self, hole: _Held) -> int:
-        """Handles from the hole on, without a gap, that lack the same number of descriptors."""
-        run = 0
-        for item in self._held:
-            if not item.sequence or item.sequence < hole.sequence:
-                continue
-            if item.fds is not None or item.is_refused or item.n_fds != hole.n_fds:
-                break
-            run += 1
-            if run == PROBES:
-                break
-        return run
-
-    def _give_up(self, hole: _Held, code: str) -> None:
-        why = "no free descriptor slot" if code == "descriptors" else "denied by the system"
-        self.errors.append(HandleError(f"refused handle {hole.sequence} of the peer: {why}"))
-        self._refuse(hole, code)
-        self._next_hole()
-
-    def _refuse(self, item: _Held, code: str) -> None:
+    def _refuse(self, item: HeldLine, code: str) -> None:
         """Give a handle back to its sender; its place in the order goes on without it."""
         self._close(item.fds)
         item.fds = None
@@ -387,7 +296,7 @@ class Incoming:
                 held.popleft()
                 self._release_handle(item)
 
-    def _release_plain(self, item: _Held) -> None:
+    def _release_plain(self, item: HeldLine) -> None:
         if self.closing:
             self.bytes_taken += item.size
             return
@@ -396,7 +305,7 @@ class Incoming:
         barrier = self._release[-1][1] if self._release else 0
         self._release.append((delivery, barrier))
 
-    def _release_handle(self, item: _Held) -> None:
+    def _release_handle(self, item: HeldLine) -> None:
         assert item.fds is not None
         try:
             handle = self._convert(item.tag, item.options, item.fds, item.kinds)
@@ -459,8 +368,8 @@ class Incoming:
             fields["refuse"], self.refusals = self.refusals, []
         handles, size = self.grants()
         fields.update(ack=self.ack_out, handles=handles, bytes=size)
-        if self.ask is not None:
-            fields["again"], self.ask = list(self.ask), None
+        if self.holes.ask is not None:
+            fields["again"], self.holes.ask = list(self.holes.ask), None
         self._window = min(self._limits.window, self._window + 1)
         self.gave_handles, self.gave_bytes = handles, size
         self.owes = False
@@ -483,11 +392,7 @@ class Incoming:
         for item in self._held:
             if item.sequence and not item.is_refused:
                 self._refuse(item, "closing")
-        self._hole = None
-        self.ask_at = None
-        if self.ask is not None:
-            # Not yet written: withdrawn, or the peer would answer for handles it has back.
-            self.ask, self._asked = None, 0
+        self.holes.close()
         if self.nack_at is not None:
             self.nack_at = None
             self._reply(envelope.NACK)
@@ -520,9 +425,10 @@ class Incoming:
             self._settle_held(item, whole)
         self._held.clear()
         self.pairing.close()
-        self._hole = self.ask = self.ask_at = self.nack_at = None
+        self.holes.close()
+        self.nack_at = None
 
-    def _settle_held(self, item: _Held, deliver_handle: bool) -> None:
+    def _settle_held(self, item: HeldLine, deliver_handle: bool) -> None:
         handle = None
         if item.sequence:
             if item.fds is None:

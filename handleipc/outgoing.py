@@ -9,10 +9,10 @@ has not begun can be taken apart again (``withdraw``, a handle closed meanwhile)
 byte on it only moves forward, and its descriptors are never attached twice.
 
 node dialect
-    one handle in flight (``node_out``); everything behind it waits, except the replies to the
+    one handle in flight (``node``); everything behind it waits, except the replies to the
     peer's own handles, which the protocol writes as control.
 native dialect
-    handles are numbered when they are staged and wait in ``unacked`` for a cumulative
+    handles are numbered when they are staged and wait in ``window`` for a cumulative
     acknowledgement; the peer's grants say how many and how many bytes may leave.
 
 Whatever happens, each entry ends exactly once, in ``outcomes``. What this module does not do:
@@ -24,10 +24,11 @@ from __future__ import annotations
 from collections import deque
 
 from handleipc import envelope
-from handleipc.exceptions import DescriptorReleased, LocalProtocolError, RemoteProtocolError
+from handleipc.exceptions import DescriptorReleased, LocalProtocolError
 from handleipc.limits import Limits
-from handleipc.stages import Entry, EntryState, Stage
+from handleipc.stages import Entry, EntryState, NodeSlot, Stage
 from handleipc.system import System
+from handleipc.window import Window
 
 __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
 
@@ -59,17 +60,8 @@ class Outgoing:
         self.outcomes: deque[tuple[Entry, str | None]] = deque()
         """Entries that ended: (entry, None) if delivered or written, else why not."""
 
-        self.numbered = 0
-        self.acked = 0
-        self.may_handles = may_handles
-        self.may_bytes = may_bytes
-        self.bytes_sent = 0
-        self.unacked: dict[int, Entry] = {}
-        self.resend: deque[int] = deque()
-
-        self.node_out: Entry | None = None
-        self.node_nacks = 0
-        self.node_resend_at: float | None = None
+        self.window = Window(limits, may_handles, may_bytes)
+        self.node = NodeSlot()
 
         self.stage: Stage | None = None
         self.parked: Stage | None = None
@@ -106,7 +98,7 @@ class Outgoing:
     @property
     def idle(self) -> bool:
         """Whether everything was written and every handle acknowledged."""
-        return not (self.queue or self.unacked or self.node_out or self.stage or self.parked)
+        return not (self.queue or self.window or self.node.entry or self.stage or self.parked)
 
     @property
     def unsent_bytes(self) -> int:
@@ -120,7 +112,7 @@ class Outgoing:
     @property
     def handles_out(self) -> int:
         """Handles of which the peer has not said what became of them."""
-        return len(self.unacked) + (self.node_out is not None)
+        return len(self.window) + (self.node.entry is not None)
 
     @property
     def waiting_handles(self) -> int:
@@ -142,13 +134,10 @@ class Outgoing:
             stage, self.parked = self.parked, None
             if self._still_open(stage):
                 return stage
-            if stage.resends:
-                self._end_node("the handle was closed while it waited to be sent again")
-            else:
-                self._put_back(stage)
+            self._put_back(stage)
         if not self.native:
             return self._node_stage()
-        return self._resend_stage() if self.resend else self._native_stage()
+        return self._resend_stage() if self.window.resend else self._native_stage()
 
     def begun(self, stage: Stage) -> None:
         """The kernel took the first byte of this stage, and with it all its descriptors."""
@@ -162,11 +151,11 @@ class Outgoing:
         self._end(entry, None)
 
     def _node_stage(self) -> Stage | None:
-        if self.node_out is not None:
-            due = self.node_resend_at
+        if self.node.entry is not None:
+            due = self.node.resend_at
             if due is None or due > self._system.clock():
                 return None
-            return self._node_handle_stage(self.node_out)
+            return self._node_handle_stage(self.node.entry)
         lines: list[bytes] = []
         stage = Stage(b"")
         size = 0
@@ -183,7 +172,7 @@ class Outgoing:
                     continue
                 self.queue.popleft()
                 self._unqueue(item)
-                self.node_out, self.node_nacks = item, 0
+                self.node.put(item)
                 self._system.in_flight.add(1)
                 handle_stage = self._node_handle_stage(item)
                 if handle_stage is not None:
@@ -205,12 +194,12 @@ class Outgoing:
         stage = Stage(envelope.spell_node_handle(pending.tag, entry.line, pending.options))
         stage.fds = fds
         # An envelope that goes out again has left before: it is not taken apart any more.
-        if self.node_resend_at is None:
+        if self.node.resend_at is None:
             stage.items.append(entry)
             entry.state = EntryState.STAGED
         else:
             stage.resends = True
-        self.node_resend_at = None
+        self.node.resend_at = None
         stage.entries.append(entry)
         return stage
 
@@ -220,7 +209,7 @@ class Outgoing:
         stage = Stage(b"")
         size = handles = 0
         self._skip_withdrawn()
-        while self.queue and size < STAGE_BYTES and self.bytes_sent < self.may_bytes:
+        while self.queue and size < STAGE_BYTES and self.window.bytes_sent < self.window.may_bytes:
             item = self.queue[0]
             if isinstance(item, Entry) and item.pending is not None:
                 if handles == limits.set_size or not self._may_number(item, len(stage.fds)):
@@ -233,7 +222,7 @@ class Outgoing:
             else:
                 self._stage_plain(stage, lines, item, size)
             size += len(lines[-1])
-            self.bytes_sent += len(lines[-1])
+            self.window.bytes_sent += len(lines[-1])
             self._skip_withdrawn()
         if stage.fds:
             head = envelope.spell_count(len(stage.fds))
@@ -244,9 +233,9 @@ class Outgoing:
     def _may_number(self, entry: Entry, staged: int) -> bool:
         assert entry.pending is not None
         return (
-            self.numbered < self.may_handles
+            self.window.numbered < self.window.may_handles
             and staged + entry.pending.fds_needed <= SET_MAX
-            and self._system.in_flight.may_add(len(self.unacked))
+            and self._system.in_flight.may_add(len(self.window))
         )
 
     def _number(self, entry: Entry, stage: Stage) -> bytes | None:
@@ -260,17 +249,13 @@ class Outgoing:
             return None
         self.queue.popleft()
         self._unqueue(entry)
-        self.numbered += 1
-        entry.sequence = self.numbered
+        sequence = self.window.number(entry)
         entry.state = EntryState.STAGED
-        self.unacked[self.numbered] = entry
         self._system.in_flight.add(1)
         stage.items.append(entry)
         stage.entries.append(entry)
         stage.fds += fds
-        return envelope.spell_handle(
-            self.numbered, len(fds), pending.tag, entry.line, pending.options
-        )
+        return envelope.spell_handle(sequence, len(fds), pending.tag, entry.line, pending.options)
 
     def _stage_plain(
         self, stage: Stage, lines: list[bytes], item: bytes | Entry, size: int
@@ -297,15 +282,16 @@ class Outgoing:
         stage = Stage(b"")
         stage.resends = True
         lines: list[bytes] = []
-        while self.resend and len(lines) < self._limits.set_size:
-            entry = self.unacked[self.resend[0]]
+        resend = self.window.resend
+        while resend and len(lines) < self._limits.set_size:
+            entry = self.window.unacked[resend[0]]
             assert entry.pending is not None
             if len(stage.fds) + entry.pending.fds_needed > SET_MAX:
                 break
             # Raises if the application closed an object it had handed over: the channel cannot
             # keep its order without it, so the protocol gives the channel up.
             fds = entry.pending.filenos()
-            self.resend.popleft()
+            resend.popleft()
             lines.append(envelope.spell_again(entry.sequence, len(fds)))
             stage.fds += fds
             stage.entries.append(entry)
@@ -320,7 +306,13 @@ class Outgoing:
             self.parked, self.stage = self.stage, None
 
     def _still_open(self, stage: Stage) -> bool:
-        """Read the descriptors again, as they are at this write."""
+        """Read the descriptors again, as they are at this write.
+
+        Returns False if the stage must be spelled anew: an object was closed, or, where handles
+        are sent again, the peer may have given some of them back meanwhile.
+        """
+        if stage.resends:
+            return False
         try:
             stage.fds = [
                 fd
@@ -329,27 +321,31 @@ class Outgoing:
                 for fd in entry.pending.filenos()
             ]
         except DescriptorReleased:
-            if stage.resends and self.native:
-                raise
             return False
         return True
 
     def take_back_parked(self) -> None:
         """Queue what a stage not begun had spelled, to be spelled again in its turn."""
         self.park()
-        if self.parked is not None and not self.parked.resends:
+        if self.parked is not None:
             stage, self.parked = self.parked, None
             self._put_back(stage)
 
     def _put_back(self, stage: Stage) -> None:
+        if stage.resends:
+            for entry in reversed(stage.entries):
+                if entry is self.node.entry:
+                    self.node.resend_at = self._system.clock()
+                elif entry.state is EntryState.SENT:
+                    self.window.resend.appendleft(entry.sequence)
+            return
         for item in reversed(stage.items):
             if isinstance(item, Entry):
-                if item is self.node_out:
-                    self.node_out = None
+                if item is self.node.entry:
+                    self.node.clear()
                     self._system.in_flight.release(1)
                 elif item.pending is not None:
-                    del self.unacked[item.sequence]
-                    self.numbered -= 1
+                    self.window.unnumber(item)
                     self._system.in_flight.release(1)
                 item.state = EntryState.QUEUED
             self.queue.appendleft(item)
@@ -357,9 +353,9 @@ class Outgoing:
             self.queued_bytes += size
             if isinstance(item, Entry) and item.pending is not None:
                 self.queued_handles += 1
-        if self.native and stage.items:
+        if self.native:
             head = len(envelope.spell_count(len(stage.fds))) if stage.fds else 0
-            self.bytes_sent -= len(stage.data) - head
+            self.window.bytes_sent -= len(stage.data) - head
 
     def refuse_stage(self, reason: str) -> None:
         """The kernel will not carry the descriptors of this stage: give its handles back."""
@@ -367,7 +363,7 @@ class Outgoing:
         stage, self.parked = self.parked, None
         assert stage is not None
         refused = [entry for entry in stage.entries if entry.pending is not None]
-        if self.node_out is not None and self.node_out in refused:
+        if self.node.entry in refused:
             self._end_node(reason)
             return
         if stage.resends:
@@ -383,95 +379,31 @@ class Outgoing:
 
     def node_reply(self, *, acked: bool) -> bool:
         """Take an ACK or NACK. Returns False if nothing waited for it."""
-        entry = self.node_out
-        if entry is None or self.node_resend_at is not None or entry.state is not EntryState.SENT:
+        slot = self.node
+        if slot.entry is None or not slot.waits:
             return False
         if acked:
             self._end_node(None)
-        elif self.node_nacks == self._limits.node_retries:
+        elif not slot.retry(self._limits, self._system.clock()):
             self._end_node(
-                f"the peer could not take it, {self.node_nacks + 1} times"
+                f"the peer could not take it, {slot.nacks + 1} times"
                 " (NACK: it has no free descriptor, or refuses this kind)"
             )
-        else:
-            # Node sends again at once and uses its tries up within a millisecond; the peer's
-            # shortage of descriptors lasts longer than that.
-            delay = self._limits.ask_delay * 2 ** (2 * self.node_nacks)
-            self.node_nacks += 1
-            self.node_resend_at = self._system.clock() + delay
         return True
 
     def acknowledge(self, ack: int) -> None:
-        """Every handle up to ``ack`` is the peer's.
-
-        Raises:
-            RemoteProtocolError: it was never sent, or the number went backwards.
-        """
-        if not self.acked <= ack <= self.numbered:
-            raise RemoteProtocolError(
-                f"the peer acknowledged handle {ack}, outside of {self.acked}..{self.numbered}"
-            )
-        ended = 0
-        for sequence in range(self.acked + 1, ack + 1):
-            entry = self.unacked.get(sequence)
-            if entry is None:
-                continue
-            if entry.state is not EntryState.SENT:
-                raise RemoteProtocolError(f"the peer acknowledged handle {sequence} before it left")
-            del self.unacked[sequence]
+        """Every handle up to ``ack`` is the peer's. Raises as ``Window.acknowledge``."""
+        ended = self.window.acknowledge(ack)
+        for entry in ended:
             self._end(entry, None)
-            ended += 1
-        self.acked = ack
         if ended:
-            self._system.in_flight.release(ended)
-
-    def grant(self, handles: int, size: int) -> None:
-        """Take the peer's grants.
-
-        Raises:
-            RemoteProtocolError: they were lowered.
-        """
-        if handles < self.may_handles or size < self.may_bytes:
-            raise RemoteProtocolError("the peer took back a grant")
-        # An absurd grant is worth no more than our own limits allow.
-        self.may_handles = min(handles, max(self.may_handles, self.acked + 65_536))
-        self.may_bytes = size
+            self._system.in_flight.release(len(ended))
 
     def refused(self, first: int, count: int, code: str) -> None:
-        """Handles that the peer gives back.
-
-        Raises:
-            RemoteProtocolError: one of them is not outstanding.
-        """
-        for sequence in range(first, first + count):
-            entry = self._outstanding(sequence, "refused")
-            del self.unacked[sequence]
-            if sequence in self.resend:
-                self.resend.remove(sequence)
+        """Handles that the peer gives back. Raises as ``Window.refuse``."""
+        for entry in self.window.refuse(first, count):
             self._end(entry, f"refused by the peer: {code}")
             self._system.in_flight.release(1)
-
-    def asked_again(self, first: int, count: int) -> None:
-        """Handles whose descriptors the peer lost and asks for again.
-
-        Raises:
-            RemoteProtocolError: one of them is not outstanding, on its way again already, or was
-                asked for too often.
-        """
-        for sequence in range(first, first + count):
-            entry = self._outstanding(sequence, "asked again for")
-            if sequence in self.resend:
-                raise RemoteProtocolError(f"the peer asked twice for handle {sequence}")
-            entry.asks += 1
-            if entry.asks > self._limits.asks:
-                raise RemoteProtocolError(f"the peer asked for handle {sequence} too often")
-            self.resend.append(sequence)
-
-    def _outstanding(self, sequence: int, verb: str) -> Entry:
-        entry = self.unacked.get(sequence)
-        if entry is None or entry.state is not EntryState.SENT:
-            raise RemoteProtocolError(f"the peer {verb} handle {sequence}, which it does not owe")
-        return entry
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -496,25 +428,23 @@ class Outgoing:
                 for entry in stage.entries:
                     if entry.pending is None and entry.state is not EntryState.ENDED:
                         self._end(entry, reason)
-        if self.node_out is not None:
-            doubtful = in_doubt and self.node_out.state is EntryState.SENT
+        if self.node.entry is not None:
+            doubtful = in_doubt and self.node.entry.state is EntryState.SENT
             self._end_node(f"in doubt: {reason}" if doubtful else reason, doubtful=doubtful)
-        self._system.in_flight.release(len(self.unacked))
-        for entry in self.unacked.values():
+        self._system.in_flight.release(len(self.window))
+        for entry in self.window.clear():
             self._end(entry, reason)
         for item in self.queue:
             if isinstance(item, Entry) and item.state is EntryState.QUEUED:
                 self._end(item, reason)
-        self.unacked.clear()
         self.queue.clear()
-        self.resend.clear()
         self.stage = self.parked = None
         self.queued_bytes = self.queued_handles = 0
 
     def _end_node(self, reason: str | None, *, doubtful: bool = False) -> None:
-        entry = self.node_out
+        entry = self.node.entry
         assert entry is not None
-        self.node_out = self.node_resend_at = None
+        self.node.clear()
         self._system.in_flight.release(1)
         self._end(entry, reason, doubtful=doubtful)
 

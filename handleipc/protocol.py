@@ -210,10 +210,10 @@ class ChannelProtocol:
         lines = []
         if self._may_switch:
             fields: dict[str, Any] = {}
-            if not self.outgoing.native and self.outgoing.node_out is None:
+            if not self.outgoing.native and self.outgoing.node.entry is None:
                 self._switch()
                 fields["native"] = envelope.VERSION
-            if fields or incoming.owes or incoming.ask is not None or incoming.grant_due:
+            if fields or incoming.owes or incoming.holes.ask is not None or incoming.grant_due:
                 lines.append(envelope.spell_control({**fields, **incoming.take_control()}))
         lines += incoming.replies
         incoming.replies.clear()
@@ -324,12 +324,12 @@ class ChannelProtocol:
         elif not (self._peer_switched or outgoing.native):
             raise RemoteProtocolError("the peer sent a control line, and nobody switched to native")
         for sequence, count, code in control.refuse:
-            outgoing.refused(sequence, min(count, 1 << 20), code)
+            outgoing.refused(sequence, count, code)
         if control.ack is not None:
             outgoing.acknowledge(control.ack)
-            outgoing.grant(control.handles, control.bytes)
+            outgoing.window.grant(control.handles, control.bytes)
         if control.again is not None:
-            outgoing.asked_again(*control.again)
+            outgoing.window.ask_again(*control.again)
 
     def _peer_switch(self, version: int, first: bool) -> None:
         if version != envelope.VERSION:
@@ -436,9 +436,9 @@ class ChannelProtocol:
                     self._progress_at,
                     self._hello_at,
                     self._disconnect_at,
-                    self.incoming.ask_at,
+                    self.incoming.holes.ask_at,
                     self.incoming.nack_at,
-                    self.outgoing.node_resend_at,
+                    self.outgoing.node.resend_at,
                 )
                 if at is not None
             ),
@@ -451,7 +451,7 @@ class ChannelProtocol:
         incoming = self.incoming
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
-        if incoming.ask_at is not None and now >= incoming.ask_at:
+        if incoming.holes.ask_at is not None and now >= incoming.holes.ask_at:
             incoming.on_ask_time()
             incoming.pump()
         if incoming.nack_at is not None and now >= incoming.nack_at:

@@ -129,9 +129,7 @@ class Registry:
         _close(fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
 
-    def refuse(
-        self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
-    ) -> object:
+    def refuse(self, tag: str, options: Options | None, fds: list[int], kinds: list[int]) -> object:
         """Refuse any handle, for a channel that accepts none.
 
         Raises:

@@ -129,9 +129,7 @@ def _adopt_socket(text: str) -> socket.socket:
         connected = False
     if not connected:
         sock.detach()
-        raise NoChannel(
-            f"{NODE_CHANNEL_FD} is {fd}, which is not a connected Unix stream socket"
-        )
+        raise NoChannel(f"{NODE_CHANNEL_FD} is {fd}, which is not a connected Unix stream socket")
     sock.set_inheritable(False)
     sock.setblocking(False)
     return sock

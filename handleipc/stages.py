@@ -8,10 +8,11 @@ from __future__ import annotations
 import enum
 from collections import deque
 
+from handleipc.limits import Limits
 from handleipc.pending import PendingHandle
 from handleipc.typing import JSON
 
-__all__ = ["Entry", "EntryState", "Stage"]
+__all__ = ["Entry", "EntryState", "NodeSlot", "Stage"]
 
 
 class EntryState(enum.Enum):
@@ -61,3 +62,44 @@ class Stage:
         self.items: list[bytes | Entry] = []
         self.marks: deque[tuple[int, object]] = deque()
         self.resends = False
+
+
+class NodeSlot:
+    """The one handle that a node-dialect end may have unanswered."""
+
+    __slots__ = ("entry", "nacks", "resend_at")
+
+    def __init__(self) -> None:
+        self.entry: Entry | None = None
+        self.nacks = 0
+        self.resend_at: float | None = None
+
+    def put(self, entry: Entry) -> None:
+        """This handle is written next."""
+        self.entry = entry
+        self.nacks = 0
+
+    def clear(self) -> None:
+        """It has ended, or went back to the queue."""
+        self.entry = self.resend_at = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has left, and its reply has not come."""
+        return (
+            self.entry is not None
+            and self.resend_at is None
+            and self.entry.state is EntryState.SENT
+        )
+
+    def retry(self, limits: Limits, now: float) -> bool:
+        """Take a NACK: send again after a pause. Returns False when it has been tried enough.
+
+        Node sends again at once and uses its tries up within a millisecond; the peer's shortage of
+        descriptors lasts longer than that.
+        """
+        if self.nacks == limits.node_retries:
+            return False
+        self.resend_at = now + limits.ask_delay * 4.0**self.nacks
+        self.nacks += 1
+        return True

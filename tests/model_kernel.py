@@ -341,7 +341,7 @@ class World:
     def check_bounds(self) -> None:
         for end in self.ends.values():
             incoming, limits = end.protocol.incoming, end.protocol.limits
-            if len(end.protocol.outgoing.unacked) > 2 * limits.window + 2:
+            if len(end.protocol.outgoing.window) > 2 * limits.window + 2:
                 raise Violation("more handles unacknowledged than granted")
             ready = sum(d.handle is not None for d in incoming.ready)
             # In the node dialect acknowledged at arrival; natively `ready` at most.
@@ -359,7 +359,7 @@ class World:
                     end.received,
                     end.open,
                     len(end.held),
-                    end.protocol.outgoing.bytes_sent,
+                    end.protocol.outgoing.window.bytes_sent,
                     len(end.protocol.outgoing.queue),
                     end.protocol.state,
                 )

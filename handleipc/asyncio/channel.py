@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
 from handleipc import codec
-from handleipc.asyncio.driver import Driver, process_system
+from handleipc.asyncio.driver import Aborted, Driver, process_system
 from handleipc.asyncio.handles import default_registry
+from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import (
     ChannelBroken,
     ChannelBusy,
     ChannelClosed,
     ChannelFull,
-    HandleIPCError,
     HandleNotDelivered,
     MessageNotSerializable,
     RemoteProtocolError,
@@ -82,9 +82,7 @@ class Channel(Driver):
         )
         self._reader: asyncio.Future[None] | None = None
         self._wants_all = False
-        self._waiters: set[asyncio.Future[Any]] = set()
-        self._drainers: set[asyncio.Future[None]] = set()
-        self._flushers: set[asyncio.Future[None]] = set()
+        self._senders, self._drainers, self._flushers = Waiters(), Waiters(), Waiters()
         self._sends_in_a_row = 0
         self._above_water = False
         self._disconnect_emitted = False
@@ -137,36 +135,28 @@ class Channel(Driver):
                 ``HandleNotDelivered`` instead.
         """
         entry = self._queue(message, handle, keep_open, waited=True)
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        entry.waiter = waiter
-        self._waiters.add(waiter)
-        try:
-            self._turn()
-            if not waiter.done():
-                self._sends_in_a_row = 0
-                async with asyncio.timeout(timeout):
+        with self._senders.new(self._loop) as waiter:
+            entry.waiter = waiter
+            try:
+                self._turn()
+                if waiter.done():
+                    await self._be_fair()
+                    waiter.result()
+                elif timeout is None:
                     await waiter
-            else:
-                self._sends_in_a_row += 1
-                if self._sends_in_a_row >= SENDS_IN_A_ROW:
-                    self._sends_in_a_row = 0
-                    await asyncio.sleep(0)
-            waiter.result()
-        except (asyncio.CancelledError, TimeoutError, ChannelBusy) as error:
-            entry.waiter = None
-            withdrawn = self._protocol.outgoing.withdraw(entry)
-            if withdrawn and handle is not None and isinstance(error, TimeoutError):
-                raise HandleNotDelivered(handle, f"it did not leave within {timeout} s") from None
-            raise
-        finally:
-            self._waiters.discard(waiter)
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # seen, if the await itself was cancelled
-            self._schedule_turn()
+                else:
+                    async with asyncio.timeout(timeout):
+                        await waiter
+            except (asyncio.CancelledError, TimeoutError, ChannelBusy) as error:
+                entry.waiter = None
+                withdrawn = self._protocol.outgoing.withdraw(entry)
+                self._schedule_turn()
+                if withdrawn and handle is not None and isinstance(error, TimeoutError):
+                    reason = f"it did not leave within {timeout} s"
+                    raise HandleNotDelivered(handle, reason) from None
+                raise
 
-    def send_nowait(
-        self, message: JSON, handle: object = None, *, keep_open: bool = False
-    ) -> bool:
+    def send_nowait(self, message: JSON, handle: object = None, *, keep_open: bool = False) -> bool:
         """Queue a message, as Node's ``send``; it leaves with all others of this loop turn.
 
         A handle that cannot be delivered goes to the ``"undelivered"`` listeners as ``(message,
@@ -255,9 +245,8 @@ class Channel(Driver):
         Args:
             timeout: seconds to flush, then ``abort()``; None means ``Limits.disconnect_timeout``.
         """
-        self._protocol.disconnect(
-            self._limits.disconnect_timeout if timeout is None else timeout
-        )
+        limit = self._limits.disconnect_timeout if timeout is None else timeout
+        self._protocol.disconnect(limit)
         self._schedule_turn()
 
     async def wait_disconnected(self) -> None:
@@ -270,7 +259,7 @@ class Channel(Driver):
         Towards a living Node peer the one handle in flight cannot be taken back: this end's copy
         is closed, and it is reported as undelivered ``in doubt``.
         """
-        self._abort(ChannelClosedByAbort())
+        self._abort(Aborted())
         self._turn()
 
     # -- queueing --------------------------------------------------------------------------------
@@ -304,6 +293,13 @@ class Channel(Driver):
         outgoing.push(entry)
         return entry
 
+    async def _be_fair(self) -> None:
+        """Give other tasks their turn after many sends that never had to wait."""
+        self._sends_in_a_row += 1
+        if self._sends_in_a_row >= SENDS_IN_A_ROW:
+            self._sends_in_a_row = 0
+            await asyncio.sleep(0)
+
     def _pend(self, handle: object, keep_open: bool) -> PendingHandle:
         pending = self._registry.pend(handle, keep_open)
         if pending.native_only and not self._protocol.may_become_native:
@@ -315,7 +311,7 @@ class Channel(Driver):
         if self._protocol.state is State.CLOSING:
             return ChannelClosed("this end has disconnected: nothing more can be sent")
         error = self._protocol.error
-        if isinstance(error, ChannelClosedByAbort):
+        if isinstance(error, Aborted):
             return ChannelClosed("this end has aborted the channel")
         if error is None and self._protocol.ended_here:
             return ChannelClosed("this end has disconnected: nothing more can be sent")
@@ -335,16 +331,12 @@ class Channel(Driver):
             )
         return self._above_water
 
-    async def _wait_in(self, waiters: set[asyncio.Future[None]]) -> None:
+    async def _wait_in(self, waiters: Waiters) -> None:
         if self._is_closed:
             raise self._why_closed()
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        waiters.add(waiter)
-        self._turn()
-        try:
+        with waiters.new(self._loop) as waiter:
+            self._turn()
             await waiter
-        finally:
-            waiters.discard(waiter)
 
     # -- taking ----------------------------------------------------------------------------------
 
@@ -370,6 +362,7 @@ class Channel(Driver):
     def _take(self) -> Message:
         incoming = self._protocol.incoming
         delivery = incoming.take()
+        # Taken messages make room: the peer is told when it matters.
         if not incoming.ready or delivery.handle is not None or incoming.grant_due:
             self._schedule_turn()
         return delivery.message, delivery.handle
@@ -419,7 +412,7 @@ class Channel(Driver):
 
     @property
     def _is_waited_for(self) -> bool:
-        return bool(self._waiters or self._drainers or self._flushers)
+        return bool(self._senders or self._drainers or self._flushers)
 
     # -- telling ---------------------------------------------------------------------------------
 
@@ -459,27 +452,19 @@ class Channel(Driver):
                 log.warning("%r: %s", self, error)
 
     def _wake_waiters(self) -> None:
-        outgoing = self._protocol.outgoing
-        closed = self._is_closed
+        outgoing, closed = self._protocol.outgoing, self._is_closed
         if self._protocol.nobody_reads and not closed:
             held = self._protocol.incoming.ready_bytes
             busy = f"nobody reads this channel, and {held} bytes are held for it"
-            for waiters in (self._waiters, self._drainers, self._flushers):
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_exception(ChannelBusy(busy))
+            for waiters in (self._senders, self._drainers, self._flushers):
+                waiters.fail(lambda: ChannelBusy(busy))
+        elif closed and outgoing.lost_something:
+            for waiters in (self._drainers, self._flushers):
+                waiters.fail(self._why_closed)
         if self._drainers and (closed or not self._update_water()):
-            self._wake_all(self._drainers, closed and outgoing.lost_something)
+            self._drainers.wake()
         if self._flushers and (closed or outgoing.idle):
-            self._wake_all(self._flushers, closed and outgoing.lost_something)
-
-    def _wake_all(self, waiters: set[asyncio.Future[None]], failed: bool) -> None:
-        for waiter in waiters:
-            if not waiter.done():
-                if failed:
-                    waiter.set_exception(self._why_closed())
-                else:
-                    waiter.set_result(None)
+            self._flushers.wake()
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -506,18 +491,6 @@ class Channel(Driver):
             self._disconnect_emitted = True
             self._emit("disconnect")
 
-    def _move(self) -> None:
-        """Go on, on the running loop; the loop that had the channel is closed."""
-        self._ended = asyncio.Event()
-        self._attach()
-
     def __repr__(self) -> str:
         state = self._protocol.state.name.lower()
         return f"<{type(self).__name__} {state} {self.dialect} fd={self._sock.fileno()}>"
-
-
-class ChannelClosedByAbort(HandleIPCError):
-    """The reason of an ``abort()``; never raised."""
-
-    def __str__(self) -> str:
-        return "this end aborted the channel"

@@ -22,7 +22,7 @@ from handleipc.protocol import ChannelProtocol, State
 from handleipc.stages import Stage
 from handleipc.system import System
 
-__all__ = ["Driver", "process_system"]
+__all__ = ["Aborted", "Driver", "process_system"]
 
 # One process, one budget of descriptors in flight.
 process_system = System()
@@ -33,6 +33,13 @@ WRITE_BUDGET = 1024 * 1024
 LAST_FLUSH = 1.0
 # The kernel keeps four bytes of buffer accounting or fewer for each byte it can hold.
 BUFFER_FACTOR = 4
+
+
+class Aborted(HandleIPCError):
+    """The reason of an ``abort()``; never raised."""
+
+    def __str__(self) -> str:
+        return "this end aborted the channel"
 
 
 class Driver(Emitter):

@@ -159,9 +159,7 @@ class Child(Channel):
             # may hold the other end open.
             self._read_rest(peer_is_dead=True)
             self._protocol.receive_eof(peer_is_dead=True)
-            self._protocol.error = self._protocol.error or WorkerExited(
-                self.exit_code, self.signal
-            )
+            self._protocol.error = self._protocol.error or WorkerExited(self.exit_code, self.signal)
             self._turn()
         self._emit_disconnect()
         self._emit("exit", self.exit_code, self.signal)
@@ -372,9 +370,7 @@ async def fork(
         FileNotFoundError, PermissionError: the interpreter cannot be started.
         ValueError: the target or an option makes no sense.
     """
-    command = python_command(
-        target, args, executable or sys.executable, interpreter_args, sys.path
-    )
+    command = python_command(target, args, executable or sys.executable, interpreter_args, sys.path)
     return await spawn(*command, **options)
 
 
@@ -399,6 +395,5 @@ async def parent() -> Channel:
         if not _parent._loop.is_closed():
             raise ChannelBusy("another event loop, which is not closed, has this channel")
         if not _parent._is_closed:
-            _parent._move()
+            _parent._attach()
     return _parent
-

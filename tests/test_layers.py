@@ -1,0 +1,119 @@
+"""The architecture: imports point down, pure layers are pure, only two modules see the C core."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "handleipc"
+if not PACKAGE.exists():  # the tests of an installed wheel
+    import handleipc
+
+    PACKAGE = Path(handleipc.__file__).parent
+
+LAYERS = [
+    {"exceptions", "typing", "limits"},
+    {"framing", "fds", "system"},
+    {"ancillary", "pending", "codec"},
+    {"envelope", "addresses", "stages", "pairing", "holes"},
+    {"window"},
+    {"incoming", "outgoing"},
+    {"protocol", "connection"},
+    {"conversions", "spawn"},
+    {"registry"},
+    {"asyncio.emitter", "asyncio.connection", "asyncio.waiters"},
+    {"asyncio.handles", "asyncio.driver"},
+    {"asyncio.channel", "asyncio.server"},
+    {"asyncio.process"},
+    {"asyncio.target"},
+    {""},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+PURE = {name for names in LAYERS[:9] for name in names}
+PURE_FILES = [str(Path("handleipc") / f"{name}.py") for name in sorted(PURE)]
+FORBIDDEN_WHEN_PURE = {"asyncio", "select", "selectors", "threading", "subprocess"}
+MAY_BUILD_SOCKETS = {"addresses", "connection", "conversions", "spawn"}
+MAY_KNOW_TIME = {"system"}
+MAY_SEE_THE_CORE = {"framing", "ancillary", "cli"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found.append((name, path))
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+MODULES = [(name, path) for name, path in modules() if name != "asyncio"]
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[n or "handleipc" for n, _ in MODULES])
+def test_imports_point_down(name: str, path: Path) -> None:
+    """No module imports from its own layer or from one above."""
+    assert name in LEVEL, f"say in which layer {name!r} lives"
+    for other in imported(path):
+        if other == "handleipc" or other.startswith("handleipc."):
+            target = other.removeprefix("handleipc").removeprefix(".")
+            if target in LEVEL and not (target == "" and name != "cli"):
+                assert LEVEL[target] < LEVEL[name], f"{name} imports {target}"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [m for m in MODULES if m[0] in PURE], ids=lambda value: str(value)
+)
+def test_pure_layers_are_pure(name: str, path: Path) -> None:
+    """Below the front nobody waits, starts anything, or asks for the time."""
+    roots = {other.partition(".")[0] for other in imported(path)}
+    forbidden = set(FORBIDDEN_WHEN_PURE)
+    if name not in MAY_BUILD_SOCKETS:
+        forbidden |= {"socket", "ssl"}
+    if name not in MAY_KNOW_TIME:
+        forbidden.add("time")
+    assert not roots & forbidden
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[n or "handleipc" for n, _ in MODULES])
+def test_two_modules_see_the_core(name: str, path: Path) -> None:
+    """Only the typed skins name the C core, and the doctor to say where it is."""
+    if "handleipc._core" in imported(path):
+        assert name in MAY_SEE_THE_CORE
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[n or "handleipc" for n, _ in MODULES])
+def test_each_file_says_what_it_is(name: str, path: Path) -> None:
+    """Each module begins with a sentence about itself, and stays readable in one sitting."""
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+    assert len(text.splitlines()) <= 500, f"{path} is too long"
+
+
+def test_the_test_finds_a_slip(tmp_path: Path) -> None:
+    """The net is tested too: an upward import would be seen."""
+    slip = tmp_path / "framing.py"
+    slip.write_text("from handleipc.protocol import State\n")
+    with pytest.raises(AssertionError):
+        test_imports_point_down("framing", slip)
+
+
+assert sys.version_info >= (3, 11)

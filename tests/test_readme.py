@@ -1,0 +1,103 @@
+"""The README's programs run as printed, and the wire document's examples are what is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+ANSWER = b"Child handled it."
+
+
+def programs() -> dict[str, str]:
+    blocks = re.findall(r"```python\n(# (\w+\.py)\n.*?)```", README, re.DOTALL)
+    return {name: text for text, name in blocks}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def ask(port: int) -> bytes:
+    """Be the client, as soon as somebody listens."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            client = socket.create_connection(("127.0.0.1", port), timeout=20)
+            break
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "nobody listens"
+            time.sleep(0.01)  # a process starts; there is nothing else to wait for
+    with client:
+        answer = b""
+        while chunk := client.recv(1024):
+            answer += chunk
+        return answer
+
+
+def serve(command: list[str], directory: Path, port: int, env: dict[str, str]) -> bytes:
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env={**os.environ, **env},
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        return ask(port)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+
+@pytest.fixture
+def readme(tmp_path: Path) -> tuple[Path, int]:
+    """The README's programs in a directory, on a port of their own."""
+    port = free_port()
+    for name, text in programs().items():
+        (tmp_path / name).write_text(text.replace("1337", str(port)))
+    return tmp_path, port
+
+
+def test_parent_and_child(readme: tuple[Path, int]) -> None:
+    """The two programs of the first screen answer a client."""
+    directory, port = readme
+    assert serve([sys.executable, "parent.py"], directory, port, {}) == ANSWER
+
+
+def test_node_parent(readme: tuple[Path, int], node: str) -> None:
+    """The same child works under a real Node parent."""
+    directory, port = readme
+    (directory / "parent.js").write_text((ROOT / "examples" / "node_parent.js").read_text())
+    env = {"PYTHON": sys.executable, "PORT": str(port)}
+    assert serve([node, "parent.js"], directory, port, env) == ANSWER
+
+
+def test_node_child(readme: tuple[Path, int], node: str) -> None:
+    """The same parent works with a real Node child."""
+    directory, port = readme
+    (directory / "child.js").write_text((ROOT / "examples" / "node_child.js").read_text())
+    parent = directory / "parent.py"
+    parent.write_text(
+        parent.read_text().replace('fork("child.py")', f'spawn({node!r}, "child.js")')
+    )
+    assert serve([sys.executable, "parent.py"], directory, port, {}) == ANSWER
+
+
+def test_every_file_the_readme_names_exists() -> None:
+    """No link of the README is broken."""
+    for target in re.findall(r"\]\(([\w./-]+)\)", README):
+        if not (ROOT / "handleipc").exists() and target.isupper():
+            continue  # the tests of an installed wheel run without the papers
+        assert (ROOT / target).exists() or target in ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
