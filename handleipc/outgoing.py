@@ -98,7 +98,9 @@ class Outgoing:
     @property
     def idle(self) -> bool:
         """Whether everything was written and every handle acknowledged."""
-        return not (self.queue or self.window or self.node.entry or self.stage or self.parked)
+        return self._head() is None and not (
+            self.window or self.node.entry or self.stage or self.parked
+        )
 
     @property
     def unsent_bytes(self) -> int:
@@ -122,8 +124,7 @@ class Outgoing:
     @property
     def native_only_first(self) -> bool:
         """Whether the next message to leave is a handle that waits for the peer to switch."""
-        self._skip_withdrawn()
-        head = self.queue[0] if self.queue else None
+        head = self._head()
         return isinstance(head, Entry) and head.pending is not None and head.pending.native_only
 
     # -- stages ----------------------------------------------------------------------------------
@@ -155,13 +156,13 @@ class Outgoing:
             due = self.node.resend_at
             if due is None or due > self._system.clock():
                 return None
-            return self._node_handle_stage(self.node.entry)
+            again = self._node_handle_stage(self.node.entry)
+            if again is not None:
+                return again
         lines: list[bytes] = []
         stage = Stage(b"")
         size = 0
-        self._skip_withdrawn()
-        while self.queue and size < STAGE_BYTES:
-            item = self.queue[0]
+        while size < STAGE_BYTES and (item := self._head()) is not None:
             if isinstance(item, Entry) and item.pending is not None:
                 if lines:
                     break
@@ -180,7 +181,6 @@ class Outgoing:
                 continue
             self._stage_plain(stage, lines, item, size)
             size += len(lines[-1])
-            self._skip_withdrawn()
         return self._finish(stage, lines)
 
     def _node_handle_stage(self, entry: Entry) -> Stage | None:
@@ -208,9 +208,11 @@ class Outgoing:
         lines: list[bytes] = []
         stage = Stage(b"")
         size = handles = 0
-        self._skip_withdrawn()
-        while self.queue and size < STAGE_BYTES and self.window.bytes_sent < self.window.may_bytes:
-            item = self.queue[0]
+        window = self.window
+        while size < STAGE_BYTES and window.bytes_sent < window.may_bytes:
+            item = self._head()
+            if item is None:
+                break
             if isinstance(item, Entry) and item.pending is not None:
                 if handles == limits.set_size or not self._may_number(item, len(stage.fds)):
                     break
@@ -222,8 +224,7 @@ class Outgoing:
             else:
                 self._stage_plain(stage, lines, item, size)
             size += len(lines[-1])
-            self.window.bytes_sent += len(lines[-1])
-            self._skip_withdrawn()
+            window.bytes_sent += len(lines[-1])
         if stage.fds:
             head = envelope.spell_count(len(stage.fds))
             lines.insert(0, head)
@@ -463,10 +464,12 @@ class Outgoing:
         self.queued_bytes -= len(entry.line)
         self.queued_handles -= entry.pending is not None
 
-    def _skip_withdrawn(self) -> None:
+    def _head(self) -> bytes | Entry | None:
+        """Return what is to leave next, dropping what was withdrawn."""
         queue = self.queue
         while queue:
             head = queue[0]
-            if type(head) is bytes or head.state is not EntryState.ENDED:  # type: ignore[union-attr]
-                return
+            if not isinstance(head, Entry) or head.state is not EntryState.ENDED:
+                return head
             queue.popleft()
+        return None

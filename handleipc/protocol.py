@@ -245,6 +245,7 @@ class ChannelProtocol:
                 incoming.pairing.check_claimed(offset + start)
                 self._line(view[start : end - 1], offset + start, end - start)
                 start = end
+            incoming.pairing.check_claimed(offset + start)
         except HandleIPCError as error:
             self._fail(error)
             return

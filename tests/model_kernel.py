@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from collections import Counter, deque
 
+from handleipc.exceptions import LocalProtocolError
 from handleipc.framing import DescriptorSet, LineFramer
+from handleipc.incoming import Refusal
 from handleipc.limits import Limits
-from handleipc.stages import Entry
+from handleipc.stages import Entry, EntryState
 from handleipc.pending import PendingHandle
 from handleipc.protocol import ChannelProtocol, Invitation, State
-from handleipc.exceptions import LocalProtocolError
 from handleipc.system import InFlight, System
 
 ENDLESS = 1e9
@@ -35,6 +37,10 @@ class Token:
     fds: list[int]
     world: World
     owner: str
+    closed: bool = False
+
+    def read(self) -> list[int]:
+        return [-1] if self.closed else self.fds
 
     def close(self) -> None:
         for fd in self.fds:
@@ -54,6 +60,8 @@ class Scenario:
     reads: dict[str, bool] = dataclasses.field(default_factory=lambda: {"A": True, "B": True})
     limits: Limits = dataclasses.field(default_factory=Limits)
     fds_each: int = 1
+    withdraws: float = 0.0  # how often an application changes its mind
+    refused: frozenset[int] = frozenset()  # handles the peer cannot make sense of
 
 
 def narrow_limits(rng: random.Random) -> Limits:
@@ -89,6 +97,8 @@ class End:
         self.back: list[tuple[int, str]] = []
         self.acked: list[int] = []
         self.held: dict[int, Token] = {}
+        self.entries: list[Entry] = []
+        self.withdrawn: list[int] = []
         self.position = 0
         self.alive = True
         self.open = True
@@ -101,6 +111,7 @@ class World:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.now = 0.0
+        self.now_used = 0
         self.counts: dict[int, Counter[str]] = {}
         self.pipes: dict[str, deque[tuple[bytes, list[int]]]] = {"A": deque(), "B": deque()}
         self.ended: set[tuple[str, str]] = set()
@@ -131,6 +142,10 @@ class World:
         def convert(tag: str, options: object, fds: list[int], kinds: list[int]) -> Token:
             if {fd // 10 for fd in fds} != {fds[0] // 10}:
                 raise Violation(f"mixed up: descriptors {fds} in one handle")
+            if fds[0] // 10 in self.scenario.refused:
+                for fd in fds:
+                    self.close(name, fd)
+                raise Refusal("kind", "not what it claims to be")
             return Token(fds[0] // 10, fds, self, name)
 
         return ChannelProtocol(self.scenario.limits, system, convert, **roles)
@@ -179,6 +194,11 @@ class World:
                 found.append(("take", name))
             if end.held:
                 found.append(("close", name))
+            if end.open and self.scenario.withdraws and any(
+                entry.state is EntryState.QUEUED or entry.state is EntryState.STAGED
+                for entry in end.entries
+            ):
+                found.append(("withdraw", name))
         return found
 
     def do(self, step: tuple[str, str], size: int = 1 << 20) -> None:
@@ -198,15 +218,40 @@ class World:
         if kind == "m":
             end.protocol.send(line)
             return
+        if kind == "w":
+            entry = Entry(line, number, None)
+            end.entries.append(entry)
+            end.protocol.send(entry)
+            return
         token = Token(number, self.fds_of(number), self, end.name)
         pending = PendingHandle(
             token,
             "net.Socket",
-            read=lambda: token.fds,
+            read=token.read,
             fds_needed=len(token.fds),
             on_delivered=token.close,
         )
-        end.protocol.send(Entry(line, number, pending))
+        entry = Entry(line, number, pending)
+        end.entries.append(entry)
+        end.protocol.send(entry)
+
+    def _do_withdraw(self, end: End, size: int) -> None:
+        """The application cancels a send, or closes the handle while it waits."""
+        waiting = [
+            entry
+            for entry in end.entries
+            if entry.state in (EntryState.QUEUED, EntryState.STAGED)
+        ]
+        entry = waiting[self.now_used % len(waiting)]
+        self.now_used += 1
+        if entry.pending is not None and self.now_used % 3 == 0:
+            entry.pending.handle.closed = True
+            return
+        if not end.protocol.outgoing.withdraw(entry):
+            raise Violation(f"{entry.message} has not left and could not be withdrawn")
+        end.withdrawn.append(entry.message)
+        if entry.pending is not None:
+            end.held[entry.message] = entry.pending.handle
 
     def _do_write(self, end: End, size: int) -> None:
         protocol = end.protocol
@@ -308,6 +353,8 @@ class World:
             if entry.pending is None:
                 continue
             number = entry.message
+            if entry.pending.handle.closed and reason is not None:
+                entry.pending.handle.closed = False
             if reason is None:
                 end.acked.append(number)
             elif not reason.startswith("in doubt"):
@@ -375,7 +422,7 @@ class World:
         for _ in range(4000):
             before = self.key()
             for step in self.steps():
-                if step in self.steps():
+                if step[0] != "withdraw" and step in self.steps():
                     self.do(step, rng.choice([3, 9, 1 << 20]))
                     self.check_bounds()
             quiet = quiet + 1 if self.key() == before else 0
@@ -393,6 +440,10 @@ class World:
             back = [number for number, _ in end.back]
             for kind, number in end.sent:
                 delivered, returned = number in peer.got, number in back
+                if number in end.withdrawn:
+                    if delivered or returned:
+                        raise Violation(f"{number} was withdrawn, and yet it went somewhere")
+                    continue
                 doubtful = (number, "in doubt") in end.back
                 if delivered and returned and not doubtful:
                     raise Violation(f"{number} was delivered and came back")
@@ -403,7 +454,7 @@ class World:
     def _check_undelivered(
         self, kind: str, number: int, end: End, peer: End, crashed: set[str]
     ) -> None:
-        if kind == "m":
+        if kind in "mw":
             if not self.ended and self.scenario.reads[peer.name]:
                 raise Violation(f"message {number} never arrived")
             return
@@ -444,7 +495,7 @@ def random_scenario(rng: random.Random) -> Scenario:
         scripts[name] = []
         for _ in range(rng.randint(0, 10)):
             number += 1
-            scripts[name].append((rng.choice("mhh"), number))
+            scripts[name].append((rng.choice("mwhh"), number))
     fds_each = rng.choice([1, 1, 1, 2])
     roles = rng.choice(["fork", "fork", "node", "both"])
     if roles != "fork":
@@ -462,6 +513,8 @@ def random_scenario(rng: random.Random) -> Scenario:
         stops_before=rng.random() < 0.3,
         limits=narrow_limits(rng),
         fds_each=fds_each,
+        withdraws=rng.choice([0, 0, 0.1]),
+        refused=frozenset(rng.sample(range(1, 21), 3)) if rng.random() < 0.3 else frozenset(),
     )
 
 
@@ -497,7 +550,8 @@ def run_random(seed: int) -> World:
         steps = [
             step
             for step in world.steps()
-            if step[0] not in ("take", "close") or rng.random() < lazy[step[1]]
+            if (step[0] not in ("take", "close") or rng.random() < lazy[step[1]])
+            and (step[0] != "withdraw" or rng.random() < world.scenario.withdraws)
         ]
         if steps:
             world.do(rng.choice(steps), rng.choice(sizes))
@@ -517,3 +571,18 @@ def run_random(seed: int) -> World:
     world.check_leaks()
     world.check_order()
     return world
+
+
+def main() -> None:
+    """Run the seeds of a range: ``python -m tests.model_kernel 0 100000``."""
+    first, last = int(sys.argv[1]), int(sys.argv[2])
+    for seed in range(first, last):
+        try:
+            run_random(seed)
+        except Violation as violation:
+            sys.exit(f"seed {seed}: {violation}")
+    print(f"{last - first} runs, no violation")
+
+
+if __name__ == "__main__":
+    main()

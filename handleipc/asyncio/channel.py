@@ -86,7 +86,10 @@ class Channel(Driver):
         self._sends_in_a_row = 0
         self._above_water = False
         self._disconnect_emitted = False
-        self._ended = asyncio.Event()
+
+    def _attach(self) -> None:
+        self._ended = asyncio.Event()  # an event belongs to the loop it was first waited in
+        super()._attach()
 
     # -- what the application asks ---------------------------------------------------------------
 

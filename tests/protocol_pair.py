@@ -1,0 +1,161 @@
+"""A protocol end fed by hand, and two ends joined in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from handleipc.framing import DescriptorSet, LineFramer
+from handleipc.incoming import Refusal
+from handleipc.limits import Limits
+from handleipc.pending import PendingHandle
+from handleipc.protocol import ChannelProtocol, Invitation, State
+from handleipc.stages import Entry
+from handleipc.system import InFlight, System
+
+INVITED = Invitation(8, 1 << 20)
+SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"handles":8,"bytes":1048576}\n'
+
+
+class Thing:
+    """A received handle: its descriptors, and whether it was closed."""
+
+    def __init__(self, end: Fed, tag: str, options: Any, fds: list[int]) -> None:
+        self.end, self.tag, self.options, self.fds = end, tag, options, fds
+
+    def close(self) -> None:
+        self.end.closed += self.fds
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Thing) and (self.tag, self.fds) == (other.tag, other.fds)
+
+    def __repr__(self) -> str:
+        return f"{self.tag}{self.fds}"
+
+
+class Fed:
+    """A ``ChannelProtocol`` without a socket: what it is fed, writes and closes is plain data."""
+
+    def __init__(
+        self, limits: Limits | None = None, *, slots: int = 99, budget: int = 999, **roles: Any
+    ) -> None:
+        self.now = 0.0
+        self.slots = slots
+        self.closed: list[int] = []
+        self.outbox: list[tuple[bytes, list[int]]] = []
+        self.received = 0
+        system = System(
+            clock=lambda: self.now,
+            close=self.closed.append,
+            free_slots=lambda most: min(most, self.slots),
+            in_flight=InFlight(budget),
+        )
+        self.protocol = ChannelProtocol(limits or Limits(), system, self._convert, **roles)
+        self.framer = LineFramer(self.protocol.limits.line)
+
+    def _convert(self, tag: str, options: Any, fds: list[int], kinds: list[int]) -> Thing:
+        if tag in ("kind", "type"):
+            self.closed += fds
+            raise Refusal(tag, f"refused {tag}")
+        return Thing(self, tag, options, fds)
+
+    # -- in --------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes, fds: list[int] | None = None, lost: bool = False) -> None:
+        """One read: bytes, and the descriptors it brought or lost."""
+        sets = []
+        if fds or lost:
+            fds = fds or []
+            end = self.received + len(data)
+            sets = [DescriptorSet(fds, [0] * len(fds), self.received, end, lost)]
+        self.received += len(data)
+        for i, batch in enumerate(self.framer.feed(data)):
+            self.protocol.received(batch if i else dataclasses.replace(batch, sets=sets))
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def write(self, limit: int = 1 << 30) -> list[tuple[bytes, list[int]]]:
+        """Write everything that may leave; returns pairs of bytes and descriptors."""
+        written, self.outbox = self.outbox, []
+        while (stage := self.protocol.next_stage()) is not None:
+            fds = list(stage.fds)
+            data = stage.data[stage.offset : stage.offset + limit]
+            self.protocol.wrote(len(data))
+            written.append((data, fds))
+        return written
+
+    def lines(self) -> bytes:
+        """Write everything, and return the bytes alone."""
+        return b"".join(data for data, _ in self.write())
+
+    def send(self, message: bytes, fds: list[int] | None = None, **options: Any) -> Entry:
+        """Queue a message, with a held handle if descriptors are given."""
+        pending = None
+        if fds:
+            pending = PendingHandle(
+                f"handle {fds}",
+                options.pop("tag", "net.Socket"),
+                options.pop("details", None),
+                read=options.pop("read", lambda: fds),
+                fds_needed=len(fds),
+                on_delivered=lambda: self.closed.extend(fds),
+                **options,
+            )
+        entry = Entry(message, message.decode(), pending)
+        self.protocol.send(entry)
+        return entry
+
+    def outcomes(self) -> list[tuple[str, str | None]]:
+        """What became of the entries that have ended since the last call."""
+        found = [(entry.message, reason) for entry, reason in self.protocol.outgoing.outcomes]
+        self.protocol.outgoing.outcomes.clear()
+        return found
+
+    def take(self) -> list[Any]:
+        """Take everything that is ready: messages, or pairs of a message and its handle."""
+        taken = []
+        incoming = self.protocol.incoming
+        while True:
+            incoming.pump()
+            self.outbox = self.write()
+            if not (incoming.ready or incoming.urgent):
+                return taken
+            delivery = incoming.take()
+            taken.append(
+                delivery.message if delivery.handle is None else (delivery.message, delivery.handle)
+            )
+
+    def wait(self) -> None:
+        """Let time pass until the next deadline."""
+        deadline = self.protocol.deadline()
+        assert deadline is not None
+        self.now = max(self.now, deadline)
+        self.protocol.on_deadline()
+
+    @property
+    def error(self) -> str:
+        """Why the channel ended, in words."""
+        assert self.protocol.state is State.CLOSED
+        return str(self.protocol.error)
+
+
+def native(limits: Limits | None = None, **options: Any) -> Fed:
+    """An end whose both directions are native; it has said so."""
+    end = Fed(limits, invited_by=INVITED, **options)
+    end.write()
+    end.feed(SWITCH)
+    end.write()
+    return end
+
+
+def exchange(a: Fed, b: Fed) -> None:
+    """Carry everything both ways until neither has more to say."""
+    while True:
+        moved = False
+        for source, target in ((a, b), (b, a)):
+            for data, fds in source.write():
+                moved = True
+                if target.protocol.state is not State.CLOSED:
+                    target.feed(data, fds)
+        if not moved:
+            return
