@@ -66,13 +66,14 @@ typedef struct hipc_reader {
 
 /*
  * Read from the stream socket `fd` until it is empty, `budget` bytes have come, or a report array
- * is full; then report every complete line and every descriptor set.
+ * is full; then report every complete line and every descriptor set. Lines that did not fit into
+ * the report stay in the buffer (scanned < filled): no readiness of the socket will tell of them.
  *
  * Consumed bytes are dropped first, so offsets of an earlier report are no longer valid.
  * Descriptors arrive close-on-exec, sockets among them non-blocking. EINTR is retried.
  *
- * Returns HIPC_DRAINED, HIPC_MORE, HIPC_FULL or HIPC_EOF; -errno if the first read failed. If a
- * later one failed, what came before is reported, HIPC_MORE is returned and `error` is set.
+ * Returns HIPC_DRAINED, HIPC_MORE, HIPC_FULL or HIPC_EOF; -errno if a read failed with nothing to
+ * report. If there is something, it is reported, HIPC_MORE is returned and `error` is set.
  */
 int hipc_receive(int fd, hipc_reader *reader, size_t budget);
 

@@ -167,7 +167,7 @@ int hipc_receive(int fd, hipc_reader *reader, size_t budget)
         if (got == -EAGAIN || got == -EWOULDBLOCK)
             return HIPC_DRAINED;
         if (got < 0) {
-            if (received == 0)
+            if (received == 0 && reader->n_ends == 0)
                 return (int)got;
             reader->error = (int32_t)-got;
             return HIPC_MORE;

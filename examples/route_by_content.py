@@ -32,9 +32,7 @@ async def first_line(connection: handleipc.Connection) -> bytes:
     return b""
 
 
-async def hand_over(
-    connection: handleipc.Connection, children: list[handleipc.Child]
-) -> None:
+async def hand_over(connection: handleipc.Connection, children: list[handleipc.Child]) -> None:
     with connection:
         words = (await first_line(connection)).split()
         path = words[1].decode() if len(words) > 1 else "/"

@@ -101,6 +101,7 @@ class Receiver:
             LineTooLong: a line exceeds the framer's limit.
         """
         framer = self._framer
+        framer.shrink()
         outcome = _hipc_receive(fd, framer.reader, budget)
         if outcome < 0:
             raise OSError(-outcome, os.strerror(-outcome))
@@ -110,6 +111,16 @@ class Receiver:
         if outcome == lib.HIPC_FULL:
             framer.grow()
         return batch
+
+    @property
+    def must_go_on(self) -> bool:
+        """Whether ``receive`` is to be called again without waiting for the socket.
+
+        The buffer holds lines that the last report had no room for, or a read failed after others
+        had succeeded: libuv, for one, stops polling a socket that reported an error.
+        """
+        reader = self._framer.reader
+        return bool(reader.scanned < reader.filled or reader.error)
 
     @property
     def position(self) -> int:

@@ -61,7 +61,7 @@ class Driver(Emitter):
         self._receiver = Receiver(LineFramer(protocol.limits.line))
         self._is_reading = self._is_writing = False
         self._in_turn = False
-        self._turn_scheduled = False
+        self._turn_scheduled = self._read_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._attach()
 
@@ -98,7 +98,7 @@ class Driver(Emitter):
         # Runs up to its yield, which never suspends: now the loop will close it when it ends.
         with contextlib.suppress(StopIteration):
             self._keeper.__anext__().send(None)
-        self._turn_scheduled = False
+        self._turn_scheduled = self._read_scheduled = False
         self._schedule_turn()
 
     def _dismiss_keeper(self) -> None:
@@ -127,8 +127,18 @@ class Driver(Emitter):
                 self._loop.remove_writer(self._fd)
 
     def _on_readable(self) -> None:
-        self._read()
-        self._turn()
+        if self._is_reading:
+            self._read()
+            self._turn()
+
+    def _schedule_read(self) -> None:
+        if not self._read_scheduled:
+            self._read_scheduled = True
+            self._loop.call_soon(self._scheduled_read)
+
+    def _scheduled_read(self) -> None:
+        self._read_scheduled = False
+        self._on_readable()
 
     def _schedule_turn(self) -> None:
         if not self._turn_scheduled and not self._loop.is_closed():
@@ -160,6 +170,8 @@ class Driver(Emitter):
         if not reading:
             self._protocol.pause_progress_watch()
         self._watch(reading=reading, writing=writing)
+        if reading and self._receiver.must_go_on:
+            self._schedule_read()
         self._arm_timer()
 
     def _go_on(self) -> bool:
@@ -253,6 +265,7 @@ class Driver(Emitter):
             self._protocol.handles_refused(f"the kernel does not pass it on: {error.strerror}")
         else:
             self._protocol.write_failed()
+            self._schedule_read()
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -317,7 +330,7 @@ class Driver(Emitter):
             due = protocol.deadline()
             wait = left if due is None else min(left, max(0.0, due - process_system.clock()))
             events = poll.poll(int(wait * 1000) + 1)
-            if events and events[0][1] & ~select.POLLOUT:
+            if self._receiver.must_go_on or (events and events[0][1] & ~select.POLLOUT):
                 self._read()
             protocol.on_deadline()
 
