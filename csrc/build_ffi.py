@@ -22,7 +22,7 @@ ffibuilder.cdef((HERE / "hipc_api.h").read_text())
 ffibuilder.set_source(
     "handleipc._core",
     '#include "hipc.h"',
-    sources=["csrc/hipc_framer.c", "csrc/hipc_socket.c"],
+    sources=["csrc/hipc_framer.c", "csrc/hipc_process.c", "csrc/hipc_socket.c"],
     include_dirs=["csrc"],
     depends=["csrc/hipc.h", "csrc/hipc_api.h"],
     # HANDLEIPC_CFLAGS lets CI add -Werror or a sanitizer without a second build recipe.

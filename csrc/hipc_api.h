@@ -109,6 +109,14 @@ int64_t hipc_send(int fd, const char *data, size_t offset, size_t length,
 int hipc_accept(int fd, int32_t max, int32_t *fds, char *addresses, int32_t *lengths);
 
 /*
+ * Have the kernel send `signal` to this process when the thread that started it ends (Linux,
+ * PR_SET_PDEATHSIG). To be called in the new process, before it executes its program.
+ *
+ * Returns 0; -ESRCH if `parent` is not the parent any more; -ENOSYS where there is no such thing.
+ */
+int hipc_exit_with_parent(int signal, int parent);
+
+/*
  * Say what the descriptor `fd` is: HIPC_KIND_SOCKET | domain << 8 | type, with
  * HIPC_KIND_LISTENING for a listening stream socket; HIPC_KIND_FIFO; or HIPC_KIND_OTHER.
  *

@@ -16,6 +16,7 @@ from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.handles import register
 from handleipc.asyncio.process import Child, fork, parent, spawn
 from handleipc.asyncio.server import Server, listen, listen_unix
+from handleipc.asyncio.streams import StreamPending as _StreamPending
 from handleipc.conversions import Native
 from handleipc.exceptions import (
     ChannelBroken,
@@ -39,6 +40,8 @@ from handleipc.exceptions import (
 from handleipc.fds import FileDescriptor
 from handleipc.limits import Limits
 from handleipc.registry import Conversion
+
+del _StreamPending  # imported for what its module registers: asyncio's own objects
 
 __version__ = "0.1.0"
 

@@ -22,6 +22,7 @@ __all__ = [
     "Receiver",
     "Refused",
     "descriptor_kind",
+    "exit_with_parent",
     "send_with_fds",
 ]
 
@@ -81,6 +82,16 @@ def descriptor_kind(fd: int) -> int:
     if kind < 0:
         raise OSError(-kind, os.strerror(-kind))
     return kind
+
+
+def exit_with_parent(signal: int, parent: int) -> None:
+    """Have this process sent ``signal`` when the thread that started it ends.
+
+    To be called in a new process, before it executes its program. Ends it at once if the parent
+    has ended already.
+    """
+    if lib.hipc_exit_with_parent(signal, parent) < 0:
+        os._exit(1)
 
 
 class Receiver:

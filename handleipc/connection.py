@@ -7,15 +7,17 @@ passed on. Reads nothing but with MSG_PEEK.
 from __future__ import annotations
 
 import socket as stdlib_socket
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from handleipc import addresses
 from handleipc.addresses import Address
 from handleipc.exceptions import DescriptorReleased
 from handleipc.fds import DescriptorOwner
+from handleipc.socketlist import Group
 
-__all__ = ["BaseConnection", "family_of", "type_of"]
+__all__ = ["BaseConnection", "CountedSocket", "family_of", "type_of"]
 
 
 def family_of(kind: int) -> int:
@@ -28,29 +30,37 @@ def type_of(kind: int) -> int:
     return kind & 0xFF
 
 
-class _WatchedSocket(stdlib_socket.socket):
-    """A socket that tells when its descriptor is closed or given away.
+class CountedSocket(stdlib_socket.socket):
+    """A socket that counts as open in its group until it is closed, given away or dropped.
 
-    Both, since uvloop ends sockets by ``detach`` and asyncio by ``close``.
+    Closed or detached, since uvloop ends sockets by ``detach`` and asyncio by ``close``.
     """
 
-    __slots__ = ("_on_release",)
-    _on_release: Callable[[], None] | None
+    __slots__ = ("group",)
+    group: Group | None
 
     def close(self) -> None:
+        """Close it, and count it down (not while ``makefile`` objects keep it open)."""
         super().close()
-        if super().fileno() < 0:  # not while makefile() objects keep it open
+        if super().fileno() < 0:
             self._tell()
 
     def detach(self) -> int:
+        """Give the descriptor away, and count it down."""
         fd = super().detach()
         self._tell()
         return fd
 
     def _tell(self) -> None:
-        on_release, self._on_release = self._on_release, None
-        if on_release is not None:
-            on_release()
+        group, self.group = self.group, None
+        if group is not None:
+            group.closed_here()
+
+    def __del__(self) -> None:
+        # The base class would close it without a word to us.
+        if super().fileno() >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
 
 class BaseConnection(DescriptorOwner):
@@ -59,30 +69,27 @@ class BaseConnection(DescriptorOwner):
     Args:
         fd: the descriptor, non-blocking; this object's from here on.
         kind: what the C core says it is.
-        key: the server it belongs to, as the wire names it, or None.
+        group: the connections of the server it belongs to, which count it already; or None.
         raw_peer: the peer's address as the kernel's bytes, if accept gave it along.
         head: bytes already read from it, which whoever reads it next gets first.
-        on_release: called once when the descriptor is closed or given away here.
     """
 
-    __slots__ = ("_head", "_kind", "_on_release", "_raw_peer", "key")
+    __slots__ = ("_head", "_kind", "_raw_peer", "group")
 
     def __init__(
         self,
         fd: int,
         kind: int,
         *,
-        key: str | None = None,
+        group: Group | None = None,
         raw_peer: bytes | None = None,
         head: bytes = b"",
-        on_release: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(fd)
         self._kind = kind
         self._raw_peer = raw_peer
         self._head = head
-        self._on_release = on_release
-        self.key = key
+        self.group = group
 
     @property
     def family(self) -> stdlib_socket.AddressFamily:
@@ -166,14 +173,14 @@ class BaseConnection(DescriptorOwner):
 
     def _to_socket(self) -> stdlib_socket.socket:
         kind = self._kind
-        on_release = self._on_release
-        factory = stdlib_socket.socket if on_release is None else _WatchedSocket
+        group = self.group
+        factory = stdlib_socket.socket if group is None else CountedSocket
         # Family and type are given, or the constructor would ask the kernel for them.
         sock = factory(family_of(kind), type_of(kind), 0, fileno=self.fileno())
         sock.settimeout(0)
-        if isinstance(sock, _WatchedSocket):
-            sock._on_release = on_release
-        self._on_release = None
+        if isinstance(sock, CountedSocket):
+            sock.group = group
+        self.group = None
         super().detach()
         return sock
 
@@ -187,12 +194,7 @@ class BaseConnection(DescriptorOwner):
         finally:
             sock.detach()
 
-    def moved(self) -> None:
-        """Forget it: another process owns it, and it no longer counts as open here."""
-        super().moved()
-        self._released()
-
     def _released(self) -> None:
-        on_release, self._on_release = self._on_release, None
-        if on_release is not None:
-            on_release()
+        group, self.group = self.group, None
+        if group is not None:
+            group.closed_here()

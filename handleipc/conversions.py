@@ -6,6 +6,7 @@ Node's own (lib/internal/child_process.js handleConversion; node-wire.md 3.2, 3.
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import ssl
@@ -36,6 +37,8 @@ __all__ = [
     "pend_held",
     "pend_native",
     "pend_socket",
+    "read_unread",
+    "spell_unread",
 ]
 
 NET_SOCKET = "net.Socket"
@@ -139,14 +142,43 @@ def pend_held(
 
 
 def pend_connection(connection: BaseConnection, keep_open: bool) -> PendingHandle:
-    """Prepare a ``Connection``: moved, or with ``keep_open`` lent."""
-    options: Options | None = None
-    if connection.key is not None:
-        options = {"key": connection.key}
+    """Prepare a ``Connection``: moved, or with ``keep_open`` lent.
+
+    One that stays open here is counted here, so it travels without its key: Node counts it twice.
+    Bytes that were read already go along, which only a native peer understands.
+    """
+    options: Options = {}
+    if connection.group is not None and not keep_open:
+        options["key"] = connection.group.key
+    if connection.head:
+        options["unread"] = spell_unread(connection.head)
+    native_only = bool(connection.head)
     if keep_open:
         connection.fileno()  # refuses one that is closed or on its way
-        return PendingHandle(connection, NET_SOCKET, options, read=lambda: [connection.fileno()])
-    return PendingHandle(connection, NET_SOCKET, options)
+        return PendingHandle(
+            connection,
+            NET_SOCKET,
+            options or None,
+            read=lambda: [connection.fileno()],
+            native_only=native_only,
+        )
+    return PendingHandle(connection, NET_SOCKET, options or None, native_only=native_only)
+
+
+def spell_unread(data: bytes) -> str:
+    """Spell bytes as JSON can carry them, for the option ``unread``."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def read_unread(options: Options | None) -> bytes:
+    """Return the bytes in the option ``unread``; none if there is none, or it is not base64."""
+    text = options.get("unread") if options else None
+    if not isinstance(text, str):
+        return b""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
 
 
 def pend_fd(handle: FileDescriptor, keep_open: bool) -> PendingHandle:
@@ -180,7 +212,11 @@ def pend_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:
             raise UnsupportedHandle(
                 f"this socket is neither connected nor listening: {error.strerror}"
             ) from None
-        return pend_held(sock, NET_SOCKET, sock, on_delivered=None if keep_open else sock.close)
+        group = getattr(sock, "group", None)
+        options = {"key": group.key} if group is not None and not keep_open else None
+        return pend_held(
+            sock, NET_SOCKET, sock, options, on_delivered=None if keep_open else sock.close
+        )
     if _is_udp(kind):
         if sock.getsockname()[1] == 0:
             raise UnsupportedHandle("this UDP socket is not bound: bind it before sending it")

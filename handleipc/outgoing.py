@@ -60,6 +60,7 @@ class Outgoing:
         self.outcomes: deque[tuple[Entry, str | None]] = deque()
         """Entries that ended: (entry, None) if delivered or written, else why not."""
 
+        self._above_water = False
         self.window = Window(limits, may_handles, may_bytes)
         self.node = NodeSlot()
 
@@ -120,6 +121,18 @@ class Outgoing:
     def waiting_handles(self) -> int:
         """Handles queued or not yet acknowledged."""
         return self.queued_handles + self.handles_out
+
+    def is_above_water(self) -> bool:
+        """Say whether senders should wait: from the high-water mark until below the low one."""
+        limits = self._limits
+        size, handles = self.unsent_bytes, self.waiting_handles
+        if self._above_water:
+            self._above_water = size > limits.low_water_bytes or handles > limits.low_water_handles
+        else:
+            self._above_water = (
+                size >= limits.high_water_bytes or handles >= limits.high_water_handles
+            )
+        return self._above_water
 
     @property
     def native_only_first(self) -> bool:

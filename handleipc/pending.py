@@ -36,11 +36,12 @@ class PendingHandle:
 
     __slots__ = (
         "_fd",
-        "_on_delivered",
         "_read",
         "fds_needed",
         "handle",
         "native_only",
+        "on_delivered",
+        "on_handed_on",
         "options",
         "tag",
     )
@@ -61,8 +62,10 @@ class PendingHandle:
         self.options = options
         self.fds_needed = fds_needed
         self.native_only = native_only
+        self.on_handed_on: Callable[[], None] | None = None
+        """Called first when the peer owns it, for those who count."""
         self._read = read
-        self._on_delivered = on_delivered
+        self.on_delivered = on_delivered
         self._fd = -1
         if read is None:
             assert isinstance(handle, DescriptorOwner)
@@ -71,7 +74,7 @@ class PendingHandle:
     @property
     def is_given_away(self) -> bool:
         """Whether this end's copy is to go at the acknowledgement."""
-        return self._read is None or self._on_delivered is not None
+        return self._read is None or self.on_delivered is not None
 
     def filenos(self) -> list[int]:
         """Return the descriptors as they are now, borrowed for one write.
@@ -88,12 +91,14 @@ class PendingHandle:
 
     def delivered(self) -> None:
         """The peer owns it: our copy goes, unless it is to stay."""
+        if self.on_handed_on is not None:
+            self.on_handed_on()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
             self.handle.moved()  # type: ignore[attr-defined]
-        elif self._on_delivered is not None:
-            self._on_delivered()
+        elif self.on_delivered is not None:
+            self.on_delivered()
 
     def returned(self) -> None:
         """It was not delivered: it is the application's again."""

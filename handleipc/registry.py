@@ -17,11 +17,12 @@ from handleipc.incoming import Refusal
 from handleipc.pending import PendingHandle
 from handleipc.typing import JSON, Options
 
-__all__ = ["Builder", "Conversion", "Pender", "Registry"]
+__all__ = ["Builder", "Conversion", "Fallback", "Pender", "Registry"]
 
 T = TypeVar("T")
 Pender = Callable[[Any, bool], PendingHandle]
 Builder = Callable[[int, int, Options | None], object]
+Fallback = Callable[[Any, bool], PendingHandle | None]
 
 DETAILS_DEPTH = 64
 
@@ -59,6 +60,11 @@ class Registry:
         self._builders: dict[str, Builder] = {}
         self._custom: dict[str, Conversion[Any]] = {}
         self._found: dict[type, Pender | None] = {}
+        self._fallbacks: list[Fallback] = []
+
+    def add_fallback(self, fallback: Fallback) -> None:
+        """Ask ``fallback`` about objects of types nobody has named; None means it knows neither."""
+        self._fallbacks.append(fallback)
 
     def add_pender(self, python_type: type, pender: Pender) -> None:
         """Send objects of this type, and of its subclasses, as ``pender`` prepares them."""
@@ -94,6 +100,10 @@ class Registry:
         """
         pender = self._pender(type(handle))
         if pender is None:
+            for fallback in self._fallbacks:
+                pending = fallback(handle, keep_open)
+                if pending is not None:
+                    return pending
             raise UnsupportedHandle(
                 f"a {type(handle).__name__} is no handle: send a Connection, Server, socket, Native"
                 " or FileDescriptor, or register() its type"
@@ -158,6 +168,7 @@ class Registry:
         other._penders.update(self._penders)
         other._builders.update(self._builders)
         other._custom.update(self._custom)
+        other._fallbacks.extend(self._fallbacks)
         return other
 
 

@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
 from handleipc import codec
-from handleipc.asyncio.driver import Aborted, Driver, process_system
+from handleipc.asyncio.counting import CountingDriver
+from handleipc.asyncio.driver import Aborted, process_system
 from handleipc.asyncio.handles import default_registry
+from handleipc.asyncio.server import Server
 from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import (
-    ChannelBroken,
     ChannelBusy,
     ChannelClosed,
     ChannelFull,
@@ -46,7 +47,7 @@ ENVELOPE_BYTES = 256
 Message = tuple[JSON, Any]
 
 
-class Channel(Driver):
+class Channel(CountingDriver):
     """One end of a channel. Made by ``fork``, ``spawn`` and ``parent``, not by hand.
 
     It is its own iterator: ``async for message, handle in channel`` ends when the peer disconnects.
@@ -72,8 +73,7 @@ class Channel(Driver):
         invited_by: Invitation | None = None,
         accept_handles: bool = True,
     ) -> None:
-        self._registry = default_registry
-        convert = self._registry.convert if accept_handles else self._registry.refuse
+        convert = self._convert if accept_handles else default_registry.refuse
         super().__init__(
             sock,
             ChannelProtocol(
@@ -84,7 +84,6 @@ class Channel(Driver):
         self._wants_all = False
         self._senders, self._drainers, self._flushers = Waiters(), Waiters(), Waiters()
         self._sends_in_a_row = 0
-        self._above_water = False
         self._disconnect_emitted = False
 
     def _attach(self) -> None:
@@ -109,6 +108,7 @@ class Channel(Driver):
         handle: object = None,
         *,
         keep_open: bool = False,
+        transfer: bool = False,
         timeout: float | None = None,
     ) -> None:
         """Send a message, with a handle or without.
@@ -124,6 +124,8 @@ class Channel(Driver):
             message: any JSON value.
             handle: what to hand over; see the table in the README.
             keep_open: keep this end's copy open after delivery.
+            transfer: of a ``Server``: stop accepting here when the peer has it. Connections
+                accepted before can still be taken.
             timeout: seconds to wait; None for ever.
 
         Raises:
@@ -137,7 +139,7 @@ class Channel(Driver):
             TimeoutError: ``timeout`` passed. If the handle has been withdrawn, as
                 ``HandleNotDelivered`` instead.
         """
-        entry = self._queue(message, handle, keep_open, waited=True)
+        entry = self._queue(message, handle, keep_open, transfer=transfer, waited=True)
         with self._senders.new(self._loop) as waiter:
             entry.waiter = waiter
             try:
@@ -159,7 +161,14 @@ class Channel(Driver):
                     raise HandleNotDelivered(handle, reason) from None
                 raise
 
-    def send_nowait(self, message: JSON, handle: object = None, *, keep_open: bool = False) -> bool:
+    def send_nowait(
+        self,
+        message: JSON,
+        handle: object = None,
+        *,
+        keep_open: bool = False,
+        transfer: bool = False,
+    ) -> bool:
         """Queue a message, as Node's ``send``; it leaves with all others of this loop turn.
 
         A handle that cannot be delivered goes to the ``"undelivered"`` listeners as ``(message,
@@ -172,9 +181,9 @@ class Channel(Driver):
             ChannelClosed, ChannelBroken, ChannelFull, MessageNotSerializable, UnsupportedHandle,
             DescriptorReleased: as ``send``.
         """
-        self._queue(message, handle, keep_open, waited=False)
+        self._queue(message, handle, keep_open, transfer=transfer, waited=False)
         self._schedule_turn()
-        return not self._update_water()
+        return not self._protocol.outgoing.is_above_water()
 
     async def drain(self) -> None:
         """Wait until the queue is below its low-water mark.
@@ -183,7 +192,7 @@ class Channel(Driver):
             ChannelBroken: the channel ended with messages queued.
             ChannelBusy: the peer waits for us to read, and nobody does.
         """
-        if self._update_water():
+        if self._protocol.outgoing.is_above_water():
             await self._wait_in(self._drainers)
 
     async def flush(self) -> None:
@@ -267,7 +276,9 @@ class Channel(Driver):
 
     # -- queueing --------------------------------------------------------------------------------
 
-    def _queue(self, message: JSON, handle: object, keep_open: bool, *, waited: bool) -> Entry:
+    def _queue(
+        self, message: JSON, handle: object, keep_open: bool, *, transfer: bool, waited: bool
+    ) -> Entry:
         protocol, limits = self._protocol, self._limits
         if protocol.state is not State.OPEN:
             raise self._why_closed()
@@ -292,7 +303,7 @@ class Channel(Driver):
                 f"{outgoing.waiting_handles} handles are queued, which is Limits.queued_handles:"
                 " await drain() before sending more"
             )
-        entry = Entry(line, message, self._pend(handle, keep_open))
+        entry = Entry(line, message, self._pend(handle, keep_open, transfer))
         outgoing.push(entry)
         return entry
 
@@ -303,36 +314,18 @@ class Channel(Driver):
             self._sends_in_a_row = 0
             await asyncio.sleep(0)
 
-    def _pend(self, handle: object, keep_open: bool) -> PendingHandle:
-        pending = self._registry.pend(handle, keep_open)
+    def _pend(self, handle: object, keep_open: bool, transfer: bool) -> PendingHandle:
+        pending = default_registry.pend(handle, keep_open)
+        if transfer:
+            if not isinstance(handle, Server):
+                pending.returned()
+                raise UnsupportedHandle("transfer=True is for a Server: others have no listener")
+            handle.transfer(pending)
+        self._follow(handle, pending, keep_open)
         if pending.native_only and not self._protocol.may_become_native:
             pending.returned()
             raise UnsupportedHandle(PEER_SPEAKS_NODE)
         return pending
-
-    def _why_closed(self) -> ChannelClosed:
-        if self._protocol.state is State.CLOSING:
-            return ChannelClosed("this end has disconnected: nothing more can be sent")
-        error = self._protocol.error
-        if isinstance(error, Aborted):
-            return ChannelClosed("this end has aborted the channel")
-        if error is None and self._protocol.ended_here:
-            return ChannelClosed("this end has disconnected: nothing more can be sent")
-        broken = ChannelBroken(f"the channel has ended: {error or 'the peer closed it'}")
-        broken.__cause__ = error
-        return broken
-
-    def _update_water(self) -> bool:
-        """Say whether the queue is above water: from the high mark until it is at the low one."""
-        outgoing, limits = self._protocol.outgoing, self._limits
-        size, handles = outgoing.unsent_bytes, outgoing.waiting_handles
-        if self._above_water:
-            self._above_water = size > limits.low_water_bytes or handles > limits.low_water_handles
-        else:
-            self._above_water = (
-                size >= limits.high_water_bytes or handles >= limits.high_water_handles
-            )
-        return self._above_water
 
     async def _wait_in(self, waiters: Waiters) -> None:
         if self._is_closed:
@@ -393,6 +386,8 @@ class Channel(Driver):
 
     def _give(self, delivery: Delivery) -> None:
         event = "internal_message" if delivery.is_internal else "message"
+        if delivery.is_internal:
+            self._take_count(delivery.message)
         if not self._emit(event, delivery.message, delivery.handle) and delivery.handle is not None:
             # As Node: an internal message without a listener is gone. Its descriptor is not.
             delivery.handle.close()  # type: ignore[attr-defined]
@@ -405,6 +400,7 @@ class Channel(Driver):
         incoming.holds_back = not listened
         incoming.ready_limit = None if listened or self._wants_all else self._limits.ready
         incoming.wants_more = self._is_waited_for
+        self._report_closes()
 
     def _exchange(self) -> bool:
         self._report_outcomes()
@@ -464,7 +460,7 @@ class Channel(Driver):
         elif closed and outgoing.lost_something:
             for waiters in (self._drainers, self._flushers):
                 waiters.fail(self._why_closed)
-        if self._drainers and (closed or not self._update_water()):
+        if self._drainers and (closed or not self._protocol.outgoing.is_above_water()):
             self._drainers.wake()
         if self._flushers and (closed or outgoing.idle):
             self._flushers.wake()
@@ -473,6 +469,7 @@ class Channel(Driver):
 
     def _closed(self) -> None:
         self._report_outcomes()
+        self.lists.ended()
         self._report_faults()
         self._wake_waiters()
         self._give_what_is_left()

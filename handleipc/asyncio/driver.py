@@ -16,7 +16,13 @@ from collections.abc import AsyncGenerator
 
 from handleipc.ancillary import Receiver, Refused, send_with_fds
 from handleipc.asyncio.emitter import Emitter
-from handleipc.exceptions import HandleIPCError, LineTooLong, LocalProtocolError
+from handleipc.exceptions import (
+    ChannelBroken,
+    ChannelClosed,
+    HandleIPCError,
+    LineTooLong,
+    LocalProtocolError,
+)
 from handleipc.framing import LineFramer
 from handleipc.protocol import ChannelProtocol, State
 from handleipc.stages import Stage
@@ -88,6 +94,18 @@ class Driver(Emitter):
     @property
     def _is_closed(self) -> bool:
         return self._protocol.state is State.CLOSED
+
+    def _why_closed(self) -> ChannelClosed:
+        if self._protocol.state is State.CLOSING:
+            return ChannelClosed("this end has disconnected: nothing more can be sent")
+        error = self._protocol.error
+        if isinstance(error, Aborted):
+            return ChannelClosed("this end has aborted the channel")
+        if error is None and self._protocol.ended_here:
+            return ChannelClosed("this end has disconnected: nothing more can be sent")
+        broken = ChannelBroken(f"the channel has ended: {error or 'the peer closed it'}")
+        broken.__cause__ = error
+        return broken
 
     # -- the event loop --------------------------------------------------------------------------
 

@@ -18,8 +18,7 @@ T = TypeVar("T")
 
 
 def _build_connection(fd: int, kind: int, options: Options | None) -> Connection:
-    key = options.get("key") if options else None
-    return Connection(fd, kind, key=key if isinstance(key, str) else None)
+    return Connection(fd, kind, head=conversions.read_unread(options))
 
 
 default_registry = Registry()

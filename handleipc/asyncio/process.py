@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import signal as signals
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import IO, Any, ClassVar, TypedDict, Unpack
 
+from handleipc.ancillary import exit_with_parent as die_with_parent
 from handleipc.asyncio.channel import Channel
 from handleipc.exceptions import ChannelBusy, LocalProtocolError, WorkerExited
 from handleipc.limits import Limits
@@ -45,6 +49,7 @@ class Options(TypedDict, total=False):
     limits: Limits | None
     accept_handles: bool
     dialect: str | None
+    exit_with_parent: bool
 
 
 class Child(Channel):
@@ -243,6 +248,7 @@ async def spawn(
     limits: Limits | None = None,
     accept_handles: bool = True,
     dialect: str | None = None,
+    exit_with_parent: bool = False,
 ) -> Child:
     """Start any program that speaks the channel: Node, Python, another language.
 
@@ -261,6 +267,8 @@ async def spawn(
             (Linux 6.16).
         dialect: ``"node"`` keeps the channel to Node's own wire; None speaks the native dialect
             if the child does.
+        exit_with_parent: have the kernel kill the child when this process ends, even if it is
+            blocked (Linux). Without it a child sees ``disconnect`` and ends when it likes.
 
     Raises:
         FileNotFoundError, PermissionError: the program cannot be started.
@@ -282,7 +290,8 @@ async def spawn(
                 ours.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
         with theirs:
             invite = socket_cookie(theirs) if dialect is None else None
-            process = _start(
+            start = partial(
+                _start,
                 [os.fspath(arg) for arg in argv],
                 theirs,
                 channel_fd,
@@ -290,7 +299,10 @@ async def spawn(
                     dict(os.environ if env is None else env), fd, limits, invite
                 ),
                 {"cwd": cwd, "stdin": stdin, "stdout": stdout, "stderr": stderr},
+                exit_with_parent=exit_with_parent,
             )
+            # The kernel's notice follows the thread that forks: one that lives as long as we do.
+            process = _starter().submit(start).result() if exit_with_parent else start()
         child = Child(
             ours, limits, process, invited=invite is not None, accept_handles=accept_handles
         )
@@ -310,13 +322,18 @@ def _start(
     argv: list[str],
     theirs: socket.socket,
     channel_fd: int | None,
-    environment: Any,
+    environment: Callable[[int], dict[str, str]],
     options: dict[str, Any],
+    *,
+    exit_with_parent: bool,
 ) -> subprocess.Popen[bytes]:
     """Run the program with the socket at the wanted number."""
+    in_child: list[Callable[[], object]] = []
+    if exit_with_parent:
+        in_child.append(partial(die_with_parent, signals.SIGKILL, os.getpid()))
     if channel_fd is None:
         fd = theirs.fileno()
-        return _popen(argv, environment(fd), (fd,), options)
+        return _popen(argv, environment(fd), (fd,), options, in_child)
     if channel_fd < 0:
         raise ValueError(f"channel_fd={channel_fd} is no descriptor number")
     env = environment(channel_fd)
@@ -324,27 +341,40 @@ def _start(
         name = ("stdin", "stdout", "stderr")[channel_fd]
         if options[name] is not None:
             raise ValueError(f"channel_fd={channel_fd} takes the place of {name}=, which is given")
-        return _popen(argv, env, (), {**options, name: theirs})
+        return _popen(argv, env, (), {**options, name: theirs}, in_child)
     slot = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, channel_fd)
     try:
         if slot == channel_fd:
-            return _popen(argv, env, (slot,), options)
+            return _popen(argv, env, (slot,), options, in_child)
         # This process uses the number itself, so it is not the one of Popen's error pipe either,
         # and may be replaced in the child. (Were it free, it could be: hence the other way above.)
-        return _popen(
-            argv,
-            env,
-            (channel_fd,),
-            {**options, "preexec_fn": lambda: os.dup2(slot, channel_fd)},
-        )
+        in_child.append(partial(os.dup2, slot, channel_fd))
+        return _popen(argv, env, (channel_fd,), options, in_child)
     finally:
         os.close(slot)
 
 
 def _popen(
-    argv: list[str], env: dict[str, str], pass_fds: tuple[int, ...], options: dict[str, Any]
+    argv: list[str],
+    env: dict[str, str],
+    pass_fds: tuple[int, ...],
+    options: dict[str, Any],
+    in_child: list[Callable[[], object]],
 ) -> subprocess.Popen[bytes]:
+    # Python code between fork and exec only where it cannot be helped: it rules vfork out.
+    if in_child:
+        options = {**options, "preexec_fn": partial(_call_all, in_child)}
     return subprocess.Popen(argv, env=env, pass_fds=pass_fds, bufsize=0, **options)
+
+
+def _call_all(functions: list[Callable[[], object]]) -> None:
+    for function in functions:
+        function()
+
+
+@functools.cache
+def _starter() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="handleipc-starter")
 
 
 async def fork(

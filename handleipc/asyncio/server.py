@@ -23,12 +23,14 @@ from handleipc.ancillary import Acceptor, descriptor_kind
 from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.emitter import Emitter
 from handleipc.asyncio.handles import default_registry
+from handleipc.connection import family_of, type_of
 from handleipc.conversions import NET_SERVER, pend_held
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.pending import PendingHandle
+from handleipc.socketlist import Group
 from handleipc.typing import Options
 
-__all__ = ["Server", "listen", "listen_unix"]
+__all__ = ["ConnectionCount", "Server", "listen", "listen_unix"]
 
 log = logging.getLogger("handleipc")
 
@@ -41,8 +43,26 @@ ACCEPT_BATCH = 64
 MAX_UNTAKEN = 64
 # Pause after EMFILE and the like: waiting connections stay in the backlog meanwhile.
 ACCEPT_PAUSE = 0.05
+# How long get_connections waits for a process that does not answer, unless told otherwise.
+COUNT_TIMEOUT = 10.0
 
 _serials = itertools.count(1)
+
+
+class ConnectionCount(int):
+    """A number of connections, and who did not say how many it has.
+
+    Attributes:
+        missing: the channels whose peer did not answer in time, or not sensibly.
+    """
+
+    missing: tuple[object, ...]
+
+    def __new__(cls, count: int, missing: tuple[object, ...] = ()) -> Self:
+        """Make a count."""
+        self = super().__new__(cls, count)
+        self.missing = missing
+        return self
 
 
 class Server(Emitter):
@@ -50,30 +70,36 @@ class Server(Emitter):
 
     Connections accepted and not yet taken survive a ``break`` and are closed by ``close()``.
 
+    Events: ``"drop"(peername)`` when a connection was closed because of ``max_connections``,
+    ``"error"(exc)`` when accepting failed for want of descriptors; it goes on by itself.
+
     Args:
         sock: a listening stream socket; the server's from here on.
         unlink: the path of a Unix socket to remove at ``close()``, or None.
     """
 
-    EVENTS: ClassVar[frozenset[str]] = frozenset({"error"})
+    EVENTS: ClassVar[frozenset[str]] = frozenset({"drop", "error"})
 
     def __init__(self, sock: socket.socket, *, unlink: str | None = None) -> None:
         super().__init__(asyncio.get_running_loop())
         sock.setblocking(False)
         self._sock = sock
         self._unlink = unlink
-        self._inode = os.stat(unlink).st_ino if unlink is not None else 0
+        self._inode = _inode(unlink) if unlink is not None else 0
         self._address = sock.getsockname()
-        # Opaque to Node, whose own keys collide for port 0 (node-wire.md fact 11): unique here.
-        self.key = f"handleipc:{os.getpid()}:{next(_serials)}:{self._address}"
+        # The key is opaque to Node, whose own collide for port 0 (node-wire.md fact 11).
+        self.group = Group(f"handleipc:{os.getpid()}:{next(_serials)}:{self._address}")
+        self.max_connections: int | None = None
+        """Connections above which new ones are dropped: those open here and with native peers,
+        which report each close. Node peers report none."""
         self._kind: int | None = None
         self._acceptor = Acceptor(ACCEPT_BATCH)
         self._untaken: deque[Connection] = deque()
-        self._open = 0
         self._is_accepting = False
         self._pause: asyncio.TimerHandle | None = None
         self._reader: asyncio.Future[None] | None = None
-        self._drained: set[asyncio.Future[None]] = set()
+        self._closed = asyncio.Event()
+        self._emptied = asyncio.Event()
 
     @property
     def sockname(self) -> Address:
@@ -83,7 +109,27 @@ class Server(Emitter):
     @property
     def connections(self) -> int:
         """Connections of this server that are open in this process."""
-        return self._open
+        return self.group.local
+
+    async def get_connections(self, *, timeout: float | None = COUNT_TIMEOUT) -> ConnectionCount:
+        """Count the connections of this server, here and in every process they were handed to.
+
+        A process that has ended holds none. One that does not answer in time, or nonsense, is
+        named in the result's ``missing``, and not counted.
+
+        Args:
+            timeout: seconds to wait for answers; None for ever.
+        """
+        answered = asyncio.Event()
+        tally = self.group.count(lambda _: answered.set())
+        try:
+            async with asyncio.timeout(timeout):
+                await answered.wait()
+        except TimeoutError:
+            pass
+        finally:
+            tally.give_up()
+        return ConnectionCount(tally.count, tuple(one.peer for one in tally.missing))
 
     @property
     def closed(self) -> bool:
@@ -99,29 +145,49 @@ class Server(Emitter):
 
         A Unix path that ``listen_unix`` made is removed. Does nothing the second time.
         """
+        if self._unlink is not None and not self.closed:
+            self._remove_path(self._unlink)
+        self._stop_listening()
+        while self._untaken:
+            self._untaken.popleft().close()
+
+    def _stop_listening(self) -> None:
+        """Close the listening socket; what was accepted can still be taken."""
         if self.closed:
             return
         self._stop_accepting()
         if self._pause is not None:
             self._pause.cancel()
         self._sock.close()
-        if self._unlink is not None:
-            self._remove_path(self._unlink)
-        while self._untaken:
-            self._untaken.popleft().close()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
-        self._check_drained()
+        self._closed.set()
+        self.group.when_empty(self._on_empty)
+
+    def transfer(self, pending: PendingHandle) -> None:
+        """Have the listener stop here when the peer has it. Used by ``send(transfer=True)``."""
+        if self._unlink is not None:
+            # Whoever listens last removes the path; Node, which never does, leaves it.
+            pending.options = {"unlink": self._unlink}
+        pending.on_delivered = self._transferred
+
+    def _transferred(self) -> None:
+        self._unlink = None
+        self._stop_listening()
+
+    def _on_empty(self) -> None:
+        for one in list(self.group.lists):
+            one.forget()
+        self._emptied.set()
 
     async def wait_closed(self) -> None:
-        """Wait until the server is closed and the last of its connections here has ended."""
-        if not self.closed or self._open:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._drained.add(waiter)
-            try:
-                await waiter
-            finally:
-                self._drained.discard(waiter)
+        """Wait until the server is closed and the last of its connections has, wherever it is.
+
+        As Node's ``close(callback)``: connections handed to other processes are waited for too;
+        those of a process that has ended are closed.
+        """
+        await self._closed.wait()
+        await self._emptied.wait()
 
     def __aiter__(self) -> Self:
         return self
@@ -156,7 +222,7 @@ class Server(Emitter):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self._sock.fileno()}"
-        return f"<Server {state} {self._address!r} connections={self._open}>"
+        return f"<Server {state} {self._address!r} connections={self.connections}>"
 
     # -- accepting -------------------------------------------------------------------------------
 
@@ -183,12 +249,13 @@ class Server(Emitter):
         for fd, raw_peer in accepted:
             if self._kind is None:
                 self._kind = descriptor_kind(fd)
-            self._open += 1
-            self._untaken.append(
-                Connection(
-                    fd, self._kind, key=self.key, raw_peer=raw_peer, on_release=self._count_down
-                )
-            )
+            connection = Connection(fd, self._kind, group=self.group, raw_peer=raw_peer)
+            self.group.opened_here()
+            most = self.max_connections
+            if most is not None and self.group.known > most:
+                self._drop(connection)
+            else:
+                self._untaken.append(connection)
         if self._untaken and self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
@@ -205,21 +272,24 @@ class Server(Emitter):
         if not self.closed:
             self._start_accepting()
 
-    def _count_down(self) -> None:
-        self._open -= 1
-        self._check_drained()
-
-    def _check_drained(self) -> None:
-        if self.closed and not self._open:
-            for waiter in self._drained:
-                if not waiter.done():
-                    waiter.set_result(None)
+    def _drop(self, connection: Connection) -> None:
+        """Too many are open: close this one, and tell."""
+        peername = connection.peername
+        connection.close()
+        self._emit("drop", peername)
 
     def _remove_path(self, path: str) -> None:
         # Only if it is still ours: another server may have bound the name meanwhile.
         with contextlib.suppress(OSError):
-            if os.stat(path).st_ino == self._inode:
+            if _inode(path) == self._inode:
                 os.unlink(path)
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return -1
 
 
 class _Listening:
@@ -336,7 +406,10 @@ def _bind(sock: socket.socket, address: Address, backlog: int) -> None:
 
 
 def _build_server(fd: int, kind: int, options: Options | None) -> Server:
-    return Server(socket.socket(kind >> 8 & 0xFF, kind & 0xFF, 0, fileno=fd))
+    sock = socket.socket(family_of(kind), type_of(kind), 0, fileno=fd)
+    path = options.get("unlink") if options else None
+    # A path that is not this socket's own is not for the peer to have removed.
+    return Server(sock, unlink=path if path and path == sock.getsockname() else None)
 
 
 def _pend_server(server: Server, keep_open: bool) -> PendingHandle:
