@@ -63,8 +63,7 @@ int32_t hipc_kind(int fd)
         return HIPC_KIND_SOCKET | (domain & 0xff) << 8 | (type & 0xff) |
                (listening ? HIPC_KIND_LISTENING : 0);
     }
-    if (errno != ENOTSOCK)
-        return -errno;
+    /* ENOTSOCK; or EBADF, which an open O_PATH descriptor answers too: fstat knows. */
     if (fstat(fd, &status) < 0)
         return -errno;
     return S_ISFIFO(status.st_mode) ? HIPC_KIND_FIFO : HIPC_KIND_OTHER;

@@ -58,6 +58,9 @@ def encode(message: object, depth: int) -> bytes:
         line = _encode_slowly(message, depth)
     if nests_deeper(line, depth):
         raise MessageNotSerializable(f"the message is nested deeper than {depth} levels")
+    if b"\n" in line:
+        # orjson.Fragment is written as it stands, and a newline in one would forge a line.
+        raise MessageNotSerializable("the message holds a fragment with a newline in it")
     if b'"NODE_' in line:
         _refuse_commands(line)
     return line
@@ -85,6 +88,8 @@ def decode(line: bytes | memoryview, depth: int) -> Any:
         return _decoder.decode(line)
     except UnicodeDecodeError as error:
         raise MalformedEnvelope(f"the peer sent a line that is not UTF-8: {error}") from None
+    except RecursionError:
+        raise MalformedEnvelope("the peer sent a line that is nested too deep") from None
     except msgspec.DecodeError:
         return _decode_slowly(bytes(line))
 
@@ -116,7 +121,7 @@ def nests_deeper(line: bytes | memoryview, limit: int) -> bool:
 def _refuse_commands(line: bytes) -> None:
     # Judged on the bytes that would leave, as the peer will read them: no subclass with a method
     # of its own and no key given twice can hide the command.
-    value = _decode_slowly(line) if line.startswith(b"{") else None
+    value = _decode_slowly(line) if line.lstrip().startswith(b"{") else None
     command = value.get("cmd") if isinstance(value, dict) else None
     if isinstance(command, str) and command.startswith(_FORBIDDEN):
         raise MessageNotSerializable(
@@ -142,10 +147,14 @@ def _decode_slowly(line: bytes) -> Any:
 
 def _encode_slowly(message: object, depth: int) -> bytes:
     """Encode what orjson refused, or say what is wrong with it and where."""
-    # Escaped, so that a lone surrogate survives and the line stays ASCII.
-    return json.dumps(
-        _plain(message, depth, "message", set()), separators=(",", ":"), allow_nan=False
-    ).encode()
+    try:
+        plain = _plain(message, depth, "message", set())
+        # Escaped, so that a lone surrogate survives and the line stays ASCII.
+        return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode()
+    except RecursionError:
+        raise MessageNotSerializable("the message is nested too deep") from None
+    except ValueError as error:  # an integer of more digits than sys.get_int_max_str_digits()
+        raise MessageNotSerializable(f"the message cannot be spelled: {error}") from None
 
 
 def _plain(value: object, depth: int, path: str, around: set[int]) -> Any:
@@ -154,9 +163,9 @@ def _plain(value: object, depth: int, path: str, around: set[int]) -> Any:
         # A subclass may have its own idea of str(): the value underneath is what is meant.
         if isinstance(value, str):
             return str.__str__(value)
-        return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return value if value is None or isinstance(value, bool) else int.__int__(value)
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
+        return float.__float__(value) if math.isfinite(value) else None
     if not isinstance(value, dict | list | tuple):
         return _scalar_of_orjson(value, path)
     if id(value) in around:
@@ -193,9 +202,9 @@ def _key(key: object, path: str) -> str:
     if key is None or isinstance(key, bool):
         return {None: "null", True: "true", False: "false"}[key]
     if isinstance(key, int):
-        return str(int(key))
+        return int.__repr__(key)
     if isinstance(key, float) and math.isfinite(key):
-        return repr(float(key))
+        return float.__repr__(key)
     raise MessageNotSerializable(
         f"{path} has the key {key!r}: keys are strings, or numbers that become strings"
     )

@@ -17,12 +17,20 @@ from handleipc.exceptions import DescriptorReleased
 from handleipc.fds import DescriptorOwner
 from handleipc.socketlist import Group
 
-__all__ = ["BaseConnection", "CountedSocket", "family_of", "type_of"]
+__all__ = ["BaseConnection", "CountedSocket", "family_of", "protocol_of", "type_of"]
 
 
 def family_of(kind: int) -> int:
     """Return the address family in a descriptor kind of the C core."""
     return kind >> 8 & 0xFF
+
+
+def protocol_of(kind: int) -> int:
+    """Return the protocol that goes with family and type."""
+    if family_of(kind) == stdlib_socket.AF_UNIX:
+        return 0
+    is_stream = type_of(kind) == stdlib_socket.SOCK_STREAM
+    return stdlib_socket.IPPROTO_TCP if is_stream else stdlib_socket.IPPROTO_UDP
 
 
 def type_of(kind: int) -> int:
@@ -59,8 +67,10 @@ class CountedSocket(stdlib_socket.socket):
     def __del__(self) -> None:
         # The base class would close it without a word to us.
         if super().fileno() >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            text = f"unclosed {self!r}"
             self.close()
+            # Last, since a filter may turn it into an exception.
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
 
 class BaseConnection(DescriptorOwner):
@@ -175,8 +185,9 @@ class BaseConnection(DescriptorOwner):
         kind = self._kind
         group = self.group
         factory = stdlib_socket.socket if group is None else CountedSocket
-        # Family and type are given, or the constructor would ask the kernel for them.
-        sock = factory(family_of(kind), type_of(kind), 0, fileno=self.fileno())
+        # All three are given, or the constructor would ask the kernel for them. The protocol too:
+        # asyncio sets TCP_NODELAY only on a socket that says it is TCP.
+        sock = factory(family_of(kind), type_of(kind), protocol_of(kind), fileno=self.fileno())
         sock.settimeout(0)
         if isinstance(sock, CountedSocket):
             sock.group = group

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 
 from handleipc.ancillary import KIND_FIFO, KIND_LISTENING, KIND_SOCKET, descriptor_kind
-from handleipc.connection import BaseConnection, family_of, type_of
+from handleipc.connection import BaseConnection, family_of, protocol_of, type_of
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.fds import DescriptorOwner, FileDescriptor
 from handleipc.pending import PendingHandle
@@ -251,7 +251,7 @@ def pend_native(native: Native, keep_open: bool) -> PendingHandle:
 
 def build_socket(fd: int, kind: int, options: Options | None) -> socket.socket:
     """Make a non-blocking ``socket.socket`` that owns ``fd``."""
-    sock = socket.socket(family_of(kind), type_of(kind), 0, fileno=fd)
+    sock = socket.socket(family_of(kind), type_of(kind), protocol_of(kind), fileno=fd)
     sock.settimeout(0)
     return sock
 

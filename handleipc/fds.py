@@ -132,10 +132,12 @@ class DescriptorOwner:
     ) -> None:
         fd = getattr(self, "_fd", CLOSED)
         if fd >= 0:
-            _warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            text = f"unclosed {self!r}"
             self._fd = CLOSED
             _close(fd)
             self._released()
+            # Last, since a filter may turn it into an exception.
+            _warn(text, ResourceWarning, stacklevel=2, source=self)
 
 
 class FileDescriptor(DescriptorOwner):

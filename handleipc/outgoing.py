@@ -61,6 +61,8 @@ class Outgoing:
         """Entries that ended: (entry, None) if delivered or written, else why not."""
 
         self._above_water = False
+        self._one_by_one = False
+        """Whether the kernel refused a set, and the handle to blame is being looked for."""
         self.window = Window(limits, may_handles, may_bytes)
         self.node = NodeSlot()
 
@@ -217,7 +219,7 @@ class Outgoing:
         return stage
 
     def _native_stage(self) -> Stage | None:
-        limits = self._limits
+        set_size = 1 if self._one_by_one else self._limits.set_size
         lines: list[bytes] = []
         stage = Stage(b"")
         size = handles = 0
@@ -227,7 +229,7 @@ class Outgoing:
             if item is None:
                 break
             if isinstance(item, Entry) and item.pending is not None:
-                if handles == limits.set_size or not self._may_number(item, len(stage.fds)):
+                if handles == set_size or not self._may_number(item, len(stage.fds)):
                     break
                 line = self._number(item, stage)
                 if line is None:
@@ -383,11 +385,12 @@ class Outgoing:
         if stage.resends:
             raise LocalProtocolError(f"descriptors the peer asked for again cannot leave: {reason}")
         self._put_back(stage)
-        for entry in refused:
-            # Still in the queue, as a hole.
-            if entry.state is EntryState.QUEUED:
-                self._unqueue(entry)
-                self._end(entry, reason)
+        # Of several one may be to blame: alone, each will show.
+        self._one_by_one = len(refused) > 1
+        if not self._one_by_one:
+            # It stays in the queue, as a hole.
+            self._unqueue(refused[0])
+            self._end(refused[0], reason)
 
     # -- what the peer says ----------------------------------------------------------------------
 

@@ -109,6 +109,9 @@ class PendingHandle:
     def __del__(self) -> None:
         # Only when a channel was dropped together with its loop and nobody settled it.
         if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"{self.handle!r} was dropped on its way", ResourceWarning, stacklevel=2)
+            text = f"{self.handle!r} was dropped on its way"
             os.close(self._fd)
+            self._fd = -1
             self.handle.moved()  # type: ignore[attr-defined]
+            # Last, since a filter may turn it into an exception.
+            warnings.warn(text, ResourceWarning, stacklevel=2)

@@ -742,6 +742,22 @@ def test_the_kernel_will_not_carry_it(dialect: str) -> None:
     assert b"2" in end.lines()
 
 
+def test_one_handle_of_a_set_is_to_blame() -> None:
+    """The others of its set are sent; only the one the kernel refuses alone comes back."""
+    end = native()
+    for i in range(4):
+        end.send(b"%d" % i, [5 + i])
+    sent = []
+    while (stage := end.protocol.next_stage()) is not None:
+        if 7 in stage.fds:
+            end.protocol.handles_refused("bad descriptor")
+        else:
+            sent += stage.fds
+            end.protocol.wrote(len(stage.data))
+    assert end.outcomes() == [("2", "bad descriptor")]
+    assert sent == [5, 6, 8]
+
+
 def test_the_kernel_will_not_carry_it_again() -> None:
     """What the peer asked for again cannot come back: the channel is given up."""
     end = native()

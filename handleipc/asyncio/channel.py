@@ -475,7 +475,6 @@ class Channel(CountingDriver):
         self._give_what_is_left()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
-        self._ended.set()
         error = self._protocol.error
         if isinstance(error, RemoteProtocolError) and not self._emit("error", error):
             log.warning("%r: %s", self, error)
@@ -490,6 +489,7 @@ class Channel(CountingDriver):
         if not self._disconnect_emitted:
             self._disconnect_emitted = True
             self._emit("disconnect")
+            self._ended.set()
 
     def __repr__(self) -> str:
         state = self._protocol.state.name.lower()

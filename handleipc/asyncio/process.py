@@ -83,7 +83,8 @@ class Child(Channel):
         self._process = process
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pidfd = -1
-        self._pipes: list[asyncio.Task[None]] = []
+        self._pipes: list[asyncio.Future[None]] = []
+        self._transports: list[asyncio.BaseTransport] = []
         super().__init__(sock, limits, inviting=invited, accept_handles=accept_handles)
         self._watch_process()
 
@@ -168,8 +169,15 @@ class Child(Channel):
             self._turn()
         self._emit_disconnect()
         self._emit("exit", self.exit_code, self.signal)
-        closing = asyncio.gather(*self._pipes, return_exceptions=True)
-        closing.add_done_callback(lambda _: self._emit("close", self.exit_code, self.signal))
+        self._emit_close()
+
+    def _emit_close(self, _: object = None) -> None:
+        """Emit ``close`` when the last piped stream has ended."""
+        for pipe in self._pipes:
+            if not pipe.done():
+                pipe.add_done_callback(self._emit_close)
+                return
+        self._emit("close", self.exit_code, self.signal)
 
     def _loop_ends(self) -> None:
         super()._loop_ends()
@@ -177,6 +185,8 @@ class Child(Channel):
             # Nobody can use it any more: the child learns of it now, not when this is collected.
             self._protocol.abort(LocalProtocolError("the event loop has ended"))
             self._end()
+        for transport in self._transports:
+            transport.close()
         if not self._exited.done():
             self._forget_pidfd()
             if self._process.poll() is None:
@@ -202,6 +212,7 @@ class Child(Channel):
         transport, protocol = await loop.connect_write_pipe(
             lambda: asyncio.StreamReaderProtocol(reader, loop=loop), pipe
         )
+        self._transports.append(transport)
         return asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _open_reader(self, pipe: IO[bytes]) -> asyncio.StreamReader:
@@ -209,8 +220,9 @@ class Child(Channel):
         reader = asyncio.StreamReader(loop=loop)
         closed = loop.create_future()
         protocol = _PipeProtocol(reader, loop, closed)
-        await loop.connect_read_pipe(lambda: protocol, pipe)
-        self._pipes.append(loop.create_task(_wait_for(closed)))
+        transport, _ = await loop.connect_read_pipe(lambda: protocol, pipe)
+        self._transports.append(transport)
+        self._pipes.append(closed)
         return reader
 
 
@@ -226,14 +238,16 @@ class _PipeProtocol(asyncio.StreamReaderProtocol):
         super().__init__(reader, loop=loop)
         self._pipe_closed = closed
 
+    def eof_received(self) -> bool:
+        """Let the transport close itself: uvloop would keep it for the sake of a half-close."""
+        super().eof_received()
+        return False
+
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the reader, and who waits for the pipe."""
         super().connection_lost(exc)
         if not self._pipe_closed.done():
             self._pipe_closed.set_result(None)
-
-
-async def _wait_for(future: asyncio.Future[None]) -> None:
-    await future
 
 
 async def spawn(

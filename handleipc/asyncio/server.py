@@ -23,7 +23,7 @@ from handleipc.ancillary import Acceptor, descriptor_kind
 from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.emitter import Emitter
 from handleipc.asyncio.handles import default_registry
-from handleipc.connection import family_of, type_of
+from handleipc.connection import family_of, protocol_of, type_of
 from handleipc.conversions import NET_SERVER, pend_held
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.pending import PendingHandle
@@ -406,7 +406,7 @@ def _bind(sock: socket.socket, address: Address, backlog: int) -> None:
 
 
 def _build_server(fd: int, kind: int, options: Options | None) -> Server:
-    sock = socket.socket(family_of(kind), type_of(kind), 0, fileno=fd)
+    sock = socket.socket(family_of(kind), type_of(kind), protocol_of(kind), fileno=fd)
     path = options.get("unlink") if options else None
     # A path that is not this socket's own is not for the peer to have removed.
     return Server(sock, unlink=path if path and path == sock.getsockname() else None)
