@@ -83,7 +83,7 @@ def decode(line: bytes | memoryview, depth: int) -> Any:
         MalformedEnvelope: not JSON, not UTF-8, or nested deeper than ``depth``.
     """
     if nests_deeper(line, depth):
-        raise MalformedEnvelope(f"the peer sent a line nested deeper than {depth} levels")
+        raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
         return _decoder.decode(line)
     except UnicodeDecodeError as error:

@@ -134,7 +134,7 @@ def decode_native(line: bytes | memoryview, depth: int) -> NativeLine:
         MalformedEnvelope: it is not JSON, nested too deep, or no line of this dialect.
     """
     if codec.nests_deeper(line, depth + ENVELOPE_DEPTH):
-        raise MalformedEnvelope(f"the peer sent a message nested deeper than {depth} levels")
+        raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
         return cast(NativeLine, _native.decode(line))
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -383,7 +383,7 @@ def test_a_switch_out_of_place(roles, before: bytes, text: str) -> None:
         (b"\n", [], False, "not JSON"),
         (b"[0,NaN]\n", [], False, "not JSON"),
         (b'[0,"\xff"]\n', [], False, "not UTF-8"),
-        (b"[0," + b"[" * 500 + b"]" * 500 + b"]\n", [], False, "nested deeper"),
+        (b"[0," + b"[" * 500 + b"]" * 500 + b"]\n", [], False, "nested too deep"),
     ],
 )
 def test_the_peer_breaks_a_rule(data, fds, lost, text) -> None:

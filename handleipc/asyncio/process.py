@@ -126,6 +126,9 @@ class Child(Channel):
         """Send SIGTERM."""
         self.kill()
 
+    def __repr__(self) -> str:
+        return f"<Child pid={self.pid} {self._protocol.state.name.lower()} {self.dialect}>"
+
     # -- the process -----------------------------------------------------------------------------
 
     def _watch_process(self) -> None:
@@ -278,7 +281,8 @@ async def spawn(
             take the place of that standard stream.
         limits: the bounds of this end.
         accept_handles: False refuses descriptors from the child, in the kernel where it can
-            (Linux 6.16).
+            (Linux 6.16). A Node child that sends one all the same does not notice the kernel's
+            refusal, and waits for ever before it sends anything else.
         dialect: ``"node"`` keeps the channel to Node's own wire; None speaks the native dialect
             if the child does.
         exit_with_parent: have the kernel kill the child when this process ends, even if it is

@@ -15,9 +15,7 @@ PATIENCE = 20.0
 
 
 @contextlib.asynccontextmanager
-async def spawned(
-    *argv: str | os.PathLike[str], **options: Any
-) -> AsyncIterator[handleipc.Child]:
+async def spawned(*argv: str | os.PathLike[str], **options: Any) -> AsyncIterator[handleipc.Child]:
     """Spawn a child; the block has ``PATIENCE`` seconds, and whatever still runs then is killed."""
     child = await handleipc.spawn(*argv, **options)
     try:

@@ -42,7 +42,12 @@ async def readable(sock: Any) -> None:
     """Wait until there is something to read, on any event loop."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    loop.add_reader(sock.fileno(), lambda: ready.done() or ready.set_result(None))
+
+    def on_readable() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock.fileno(), on_readable)
     try:
         await ready
     finally:
@@ -179,6 +184,7 @@ async def give_server(
     channel: handleipc.Channel, kind: str, folder: str, stack: contextlib.AsyncExitStack
 ) -> None:
     """A listener, closed here before anybody connects."""
+    address: Any
     if kind.startswith("unix"):
         family, address = socket.AF_UNIX, f"{folder}/s"
     else:
@@ -246,7 +252,7 @@ GIVERS = {
 
 
 if __name__ == "__main__":
-    from child import run
+    from child import run  # type: ignore[import-not-found]  # a program finds it beside it
 
     async def main(parent: handleipc.Channel) -> None:
         """Give or take one handle as told, then wait for the parent to disconnect."""

@@ -119,9 +119,19 @@ NODE_MIDDLE = """
     const child_process = require('child_process');
     const [python, grandchild, directory] = process.argv.slice(2);
     const child = child_process.spawn(python, [grandchild, directory], { stdio: [0, 1, 2, 'ipc'] });
-    child.on('message', (message, handle) => process.send({ through: message }, handle));
-    process.on('message', (message, handle) => child.send({ by: 'middle', ...message }, handle));
-    process.on('disconnect', () => child.disconnect());
+    const servers = []; // a server that is sent stays open here
+    child.on('message', (message, server) => {
+      if (server) servers.push(server);
+      process.send({ through: message }, server);
+    });
+    process.on('message', (message, server) => {
+      servers.push(server);
+      child.send({ by: 'middle', ...message }, server);
+    });
+    process.on('disconnect', () => {
+      child.disconnect();
+      for (const server of servers) server.close();
+    });
     child.on('exit', (code, signal) => { process.exitCode = signal ? 99 : code; });
 """
 

@@ -87,7 +87,7 @@ ROLES: dict[str, Callable[[handleipc.Channel, int], Awaitable[None]]] = {
 }
 
 if __name__ == "__main__":
-    from child import run
+    from child import run  # type: ignore[import-not-found]  # a program finds it beside it
 
     async def main(parent: handleipc.Channel) -> None:
         """Play one role, then wait for the parent to disconnect."""
