@@ -194,9 +194,13 @@ class World:
                 found.append(("take", name))
             if end.held:
                 found.append(("close", name))
-            if end.open and self.scenario.withdraws and any(
-                entry.state is EntryState.QUEUED or entry.state is EntryState.STAGED
-                for entry in end.entries
+            if (
+                end.open
+                and self.scenario.withdraws
+                and any(
+                    entry.state is EntryState.QUEUED or entry.state is EntryState.STAGED
+                    for entry in end.entries
+                )
             ):
                 found.append(("withdraw", name))
         return found
@@ -238,9 +242,7 @@ class World:
     def _do_withdraw(self, end: End, size: int) -> None:
         """The application cancels a send, or closes the handle while it waits."""
         waiting = [
-            entry
-            for entry in end.entries
-            if entry.state in (EntryState.QUEUED, EntryState.STAGED)
+            entry for entry in end.entries if entry.state in (EntryState.QUEUED, EntryState.STAGED)
         ]
         entry = waiting[self.now_used % len(waiting)]
         self.now_used += 1

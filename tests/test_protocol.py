@@ -62,9 +62,7 @@ def feed_split(end: Fed, stream: list[tuple[bytes, list[int]]], cuts: set[int]) 
                 start = i
         at += len(data)
     end.write()
-    return [
-        (item[0], repr(item[1])) if isinstance(item, tuple) else item for item in end.take()
-    ]
+    return [(item[0], repr(item[1])) if isinstance(item, tuple) else item for item in end.take()]
 
 
 @pytest.mark.parametrize(
@@ -712,9 +710,7 @@ def test_a_handle_closed_before_it_leaves() -> None:
     end.send(b"3", [7])
     assert end.protocol.next_stage().fds == [5, 6, 7]
     fds[0] = -1
-    assert end.write() == [
-        (b'[1,2]\n[2,1,1,"net.Socket",1]\n[2,2,1,"net.Socket",3]\n', [5, 7])
-    ]
+    assert end.write() == [(b'[1,2]\n[2,1,1,"net.Socket",1]\n[2,2,1,"net.Socket",3]\n', [5, 7])]
     assert "closed while it waited" in end.outcomes()[0][1]
 
 

@@ -107,9 +107,7 @@ async def test_twelve_connections_over_three_children(kind: str, program) -> Non
         children = [await handleipc.fork(path) for _ in range(3)]
     else:
         path = program("holder.js", NODE_HOLDER)
-        children = [
-            await handleipc.spawn(node_binary(version), path) for version in NODE_VERSIONS
-        ]
+        children = [await handleipc.spawn(node_binary(version), path) for version in NODE_VERSIONS]
     server = await handleipc.listen("127.0.0.1", 0)
     async with clients(server.sockname, 12):
         await spread(server, children, 12)
@@ -387,8 +385,7 @@ async def test_a_count_that_makes_no_sense(answer: str) -> None:
             assert (count, count.missing) == (0, (channel,))
             theirs.send(
                 b'{"cmd":"NODE_SOCKET_COUNT","key":%b,"count":3}\n'
-                b'{"cmd":"NODE_SOCKET_ALL_CLOSED","key":%b}\n'
-                % ((json.dumps(key).encode(),) * 2)
+                b'{"cmd":"NODE_SOCKET_ALL_CLOSED","key":%b}\n' % ((json.dumps(key).encode(),) * 2)
             )
 
             async def both_noted() -> bool:
