@@ -21,6 +21,10 @@ def _default_window() -> int:
     return max(4, min(256, descriptor_limit() // 8))
 
 
+def _default_in_flight() -> int:
+    return descriptor_limit() // 2
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
     """The bounds of one channel. Times are seconds, sizes bytes unless said otherwise.
@@ -91,6 +95,10 @@ class Limits:
 
     asks: int = 64
     """Times a peer may ask for the descriptors of one handle again."""
+
+    in_flight: int = dataclasses.field(default_factory=_default_in_flight)
+    """Unacknowledged handles of all channels of this process up to which this one may add to them:
+    RLIMIT_NOFILE / 2. The kernel counts per user; this leaves half to others."""
 
     ask_delay: float = 0.001
     """First pause before asking again for lost descriptors, doubling up to ``ask_delay_max``."""

@@ -251,7 +251,7 @@ class Outgoing:
         return (
             self.window.numbered < self.window.may_handles
             and staged + entry.pending.fds_needed <= SET_MAX
-            and self._system.in_flight.may_add(len(self.window))
+            and self._system.in_flight.may_add(len(self.window), self._limits.in_flight)
         )
 
     def _number(self, entry: Entry, stage: Stage) -> bytes | None:

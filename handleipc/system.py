@@ -7,8 +7,6 @@ import os
 import time
 from collections.abc import Callable
 
-from handleipc.limits import descriptor_limit
-
 __all__ = ["InFlight", "System", "free_slots"]
 
 
@@ -44,19 +42,14 @@ class InFlight:
     not starve the others: a channel may add one while its own count is less than what is free, or
     zero (native-dialect rule 6.6; handing out first come first served left the fifth of five
     channels nothing).
-
-    Args:
-        limit: the most handles in flight; None means half of RLIMIT_NOFILE, read when asked.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self.total = 0
         self._waiting: list[Callable[[], None]] = []
 
-    def may_add(self, own: int) -> bool:
-        """Say whether a channel with ``own`` handles in flight may add one."""
-        limit = self._limit if self._limit is not None else descriptor_limit() // 2
+    def may_add(self, own: int, limit: int) -> bool:
+        """Say whether a channel with ``own`` of the handles in flight may add one to ``limit``."""
         return own == 0 or own < limit - self.total
 
     def add(self, count: int) -> None:

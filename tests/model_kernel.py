@@ -136,7 +136,7 @@ class World:
             clock=lambda: self.now,
             close=lambda fd: self.close(name, fd),
             free_slots=lambda most: max(0, min(most, self.free(name))),
-            in_flight=InFlight(999),
+            in_flight=InFlight(),
         )
 
         def convert(tag: str, options: object, fds: list[int], kinds: list[int]) -> Token:

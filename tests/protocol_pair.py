@@ -36,9 +36,7 @@ class Thing:
 class Fed:
     """A ``ChannelProtocol`` without a socket: what it is fed, writes and closes is plain data."""
 
-    def __init__(
-        self, limits: Limits | None = None, *, slots: int = 99, budget: int = 999, **roles: Any
-    ) -> None:
+    def __init__(self, limits: Limits | None = None, *, slots: int = 99, **roles: Any) -> None:
         self.now = 0.0
         self.slots = slots
         self.closed: list[int] = []
@@ -48,7 +46,7 @@ class Fed:
             clock=lambda: self.now,
             close=self.closed.append,
             free_slots=lambda most: min(most, self.slots),
-            in_flight=InFlight(budget),
+            in_flight=InFlight(),
         )
         self.protocol = ChannelProtocol(limits or Limits(), system, self._convert, **roles)
         self.framer = LineFramer(self.protocol.limits.line)

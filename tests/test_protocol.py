@@ -655,7 +655,7 @@ def test_more_is_granted_while_somebody_waits() -> None:
 
 def test_the_budget_of_the_process() -> None:
     """When nothing is free a channel may still have one handle in flight."""
-    end = native(budget=0)
+    end = native(Limits(in_flight=0))
     end.send(b"1", [5])
     end.send(b"2", [6])
     assert [fds for _, fds in end.write()] == [[5]]

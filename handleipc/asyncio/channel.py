@@ -156,6 +156,10 @@ class Channel(CountingDriver):
                 entry.waiter = None
                 withdrawn = self._protocol.outgoing.withdraw(entry)
                 self._schedule_turn()
+                failed = waiter.exception() if waiter.done() and not waiter.cancelled() else None
+                if isinstance(failed, HandleNotDelivered):
+                    # It came back in the very turn in which the caller stopped waiting.
+                    self._undelivered(entry, failed.reason)
                 if withdrawn and handle is not None and isinstance(error, TimeoutError):
                     reason = f"it did not leave within {timeout} s"
                     raise HandleNotDelivered(handle, reason) from None
