@@ -77,10 +77,12 @@ async def _demo(host: str, port: int, *, node: bool, once: bool) -> None:
             click.echo(f"parent {os.getpid()} listens, child {child.pid} ({_what(node)}) answers:")
             click.echo(f"  curl --http0.9 {address}")
             serving = asyncio.create_task(_hand_over(server, child))
-            telling = asyncio.create_task(_tell(child))
+            told = asyncio.Event()
+            telling = asyncio.create_task(_tell(child, told))
             try:
                 if once:
                     await _connect_once(address, server)
+                    await asyncio.wait_for(told.wait(), 10)
                 else:
                     await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -120,11 +122,12 @@ async def _hand_over(server: Server, child: Child) -> None:
         await child.send("socket", connection)
 
 
-async def _tell(child: Child) -> None:
+async def _tell(child: Child, told: asyncio.Event) -> None:
     count = 0
     async for message, _ in child:
         count += 1
         click.echo(f"connection {count}: answered by process {message['served']}")
+        told.set()
 
 
 async def _connect_once(address: str, server: Server) -> None:

@@ -133,7 +133,8 @@ def test_nack_sends_the_same_again(tmp_path: Path) -> None:
         assert reason
         assert raw.rest() == []
         assert client.recv(100) == b"still usable"
-        assert 0 < pauses[1] < pauses[2] < pauses[3], pauses
+        # At least so long: how much longer is the scheduler's affair.
+        assert all(pause >= least for pause, least in zip(pauses, (0, 0.001, 0.004, 0.016)))
         client.close()
         raw.finish()
 
