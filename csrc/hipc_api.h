@@ -90,7 +90,7 @@ int64_t hipc_feed(hipc_reader *reader, const char *bytes, size_t length);
  * Goes on until all is written or the kernel takes no more; later writes of one call carry no
  * descriptors. Never raises SIGPIPE. EINTR is retried.
  *
- * Returns the number of bytes written, at least 1; -errno if none was, of which these mean "wait":
+ * Returns the number of bytes written, at least 1 if there are any; -errno if none was, of which these mean "wait":
  * -EAGAIN until the socket is writable; -ETOOMANYREFS, -ENOBUFS, -ENOMEM for a while, since the
  * socket stays writable. -EINVAL if there are descriptors but no bytes to carry them.
  */

@@ -23,9 +23,23 @@ __all__ = ["decode", "encode", "nests_deeper", "spell"]
 # Dates and dataclasses are not JSON values: orjson would turn them into strings and objects, and
 # the peer would never know. Its option for subclasses stays off: a StrEnum or an OrderedDict is
 # the string or object it derives from.
-_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_OPTIONS = (
+    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
+)
 _dumps: Callable[..., bytes] = orjson.dumps
 _decoder = msgspec.json.Decoder()
+
+
+class _Command(msgspec.Struct):
+    """What can be a command in an object; the rest is skipped."""
+
+    cmd: Any = None
+
+
+_peek = msgspec.json.Decoder(_Command)
+_skip = msgspec.json.Decoder(msgspec.Raw)
+NEWLINE = 0x0A
+SPACE = 0x20
 
 # Commands of the protocol. A message that reads as one could forge an acknowledgement when an
 # application relays JSON of its users (contract of send; both dialects).
@@ -53,16 +67,19 @@ def encode(message: object, depth: int) -> bytes:
             refers to itself, is nested too deep, or reads as a command of the protocol.
     """
     try:
-        line = _dumps(message, option=_OPTIONS)
+        # Without the last byte it is a copy of the right size: what orjson returns keeps the
+        # kilobytes it was built in, and a hundred thousand may be queued.
+        line = _dumps(message, option=_OPTIONS)[:-1]
     except TypeError:
         line = _encode_slowly(message, depth)
     if nests_deeper(line, depth):
         raise MessageNotSerializable(f"the message is nested deeper than {depth} levels")
-    if b"\n" in line:
-        # orjson.Fragment is written as it stands, and a newline in one would forge a line.
-        raise MessageNotSerializable("the message holds a fragment with a newline in it")
-    if b'"NODE_' in line:
-        _refuse_commands(line)
+    command = _check(line)
+    if isinstance(command, str) and command.startswith(_FORBIDDEN):
+        raise MessageNotSerializable(
+            f"a message whose 'cmd' is {command!r} would be taken for a command of the protocol:"
+            " rename the field"
+        )
     return line
 
 
@@ -77,7 +94,8 @@ def spell(value: object) -> bytes:
 def decode(line: bytes | memoryview, depth: int) -> Any:
     """Return the JSON value of one line.
 
-    Integers keep their value, whatever their size; lone surrogates stay what they are.
+    Integers keep their value, up to the digits that ``sys.set_int_max_str_digits`` allows; lone
+    surrogates stay what they are.
 
     Raises:
         MalformedEnvelope: not JSON, not UTF-8, or nested deeper than ``depth``.
@@ -118,25 +136,50 @@ def nests_deeper(line: bytes | memoryview, limit: int) -> bool:
     return bool(skeleton)
 
 
-def _refuse_commands(line: bytes) -> None:
-    # Judged on the bytes that would leave, as the peer will read them: no subclass with a method
-    # of its own and no key given twice can hide the command.
-    value = _decode_slowly(line) if line.lstrip().startswith(b"{") else None
-    command = value.get("cmd") if isinstance(value, dict) else None
-    if isinstance(command, str) and command.startswith(_FORBIDDEN):
-        raise MessageNotSerializable(
-            f"a message whose 'cmd' is {command!r} would be taken for a command of the protocol:"
-            " rename the field"
-        )
+def _check(line: bytes) -> object:
+    """Make sure that this is one JSON value on one line, and return its ``cmd`` if it has one.
+
+    Judged on the bytes that would leave, as the peer will read them: no subclass with a method of
+    its own, no key given twice and no orjson.Fragment, which is written as it stands, can hide a
+    command or forge a line. Costs as much as the encoding, and less than looking for substrings.
+    """
+    try:
+        if NEWLINE in line or not line:
+            raise MessageNotSerializable(
+                "the message holds a fragment that is not one line of JSON"
+            )
+        if not line.isascii():
+            line.decode()
+        if line[0] <= SPACE:
+            line = line.lstrip()
+        if line[:1] == b"{":
+            return _peek.decode(line).cmd
+        _skip.decode(line)
+        return None
+    except UnicodeDecodeError:
+        pass
+    except (msgspec.DecodeError, RecursionError):
+        # Not what msgspec calls JSON: a lone surrogate, or an endless integer in a `cmd`.
+        try:
+            value = _loads(line)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return value.get("cmd") if isinstance(value, dict) else None
+    raise MessageNotSerializable("the message holds a fragment that is not JSON")
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _loads(line: bytes) -> Any:
+    return json.loads(line.decode(), parse_constant=_refuse_constant)
+
+
 def _decode_slowly(line: bytes) -> Any:
     try:
-        return json.loads(line.decode(), parse_constant=_refuse_constant)
+        return _loads(line)
     except RecursionError:
         raise MalformedEnvelope("the peer sent a line that is nested too deep") from None
     except ValueError as error:
@@ -189,7 +232,7 @@ def _scalar_of_orjson(value: object, path: str) -> Any:
     # What orjson takes on the fast path must not be refused here, or {"a": E.x} would be sent and
     # {"a": E.x, "b": 2**70} refused.
     try:
-        return json.loads(_dumps(value, option=_OPTIONS))
+        return json.loads(_dumps(value, option=_OPTIONS))  # an enum member, a UUID
     except TypeError:
         raise MessageNotSerializable(
             f"{path} is {type(value).__name__}, which is not a JSON value: convert it first"

@@ -60,7 +60,8 @@ class CountedSocket(stdlib_socket.socket):
         return fd
 
     def _tell(self) -> None:
-        group, self.group = self.group, None
+        # A copy made by dup() has no such attribute: it is not counted.
+        group, self.group = getattr(self, "group", None), None
         if group is not None:
             group.closed_here()
 
@@ -125,6 +126,7 @@ class BaseConnection(DescriptorOwner):
             DescriptorReleased: it is closed, detached or on its way.
         """
         if self._raw_peer is not None:
+            self.fileno()  # a closed connection has no address
             return addresses.parse(self._raw_peer)
         with self._borrowed() as sock:
             return sock.getpeername()

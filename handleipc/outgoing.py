@@ -26,7 +26,7 @@ from collections import deque
 from handleipc import envelope
 from handleipc.exceptions import DescriptorReleased, LocalProtocolError
 from handleipc.limits import Limits
-from handleipc.stages import Entry, EntryState, NodeSlot, Stage
+from handleipc.stages import Entry, EntryState, Late, NodeSlot, Stage
 from handleipc.system import System
 from handleipc.window import Window
 
@@ -280,7 +280,8 @@ class Outgoing:
         if isinstance(item, Entry):
             self._unqueue(item)
             item.state = EntryState.STAGED
-            lines.append(envelope.spell_message(item.line, self.native))
+            line = item.make() if isinstance(item, Late) else item.line
+            lines.append(envelope.spell_message(line, self.native))
             stage.entries.append(item)
             stage.marks.append((size + len(lines[-1]), item))
         else:
@@ -467,6 +468,8 @@ class Outgoing:
 
     def _end(self, entry: Entry, reason: str | None, *, doubtful: bool = False) -> None:
         entry.state = EntryState.ENDED
+        if isinstance(entry, Late):
+            entry.ended()
         pending = entry.pending
         if pending is not None:
             # In doubt the peer may own it, and lives: at most one owner means that our copy goes.

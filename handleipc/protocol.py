@@ -104,6 +104,8 @@ class ChannelProtocol:
         self._seen_a_line = False
         self._write_dead = False
 
+        self.on_internal: Callable[[Any], None] = lambda _: None
+        """Called with each internal message when its line is read; it is delivered as well."""
         self.on_wake: Callable[[], None] = lambda: None
         """Called when another channel's progress lets this one go on: call ``next_stage``."""
         self._retry_at: float | None = None
@@ -262,15 +264,20 @@ class ChannelProtocol:
         if envelope.is_command(value):
             self._command(value, at, size, first)
         else:
-            self.incoming.message(value, size)
+            self._message(value, size)
         if first and not self._peer_switched:
             # The peer speaks node, and will not learn another language later.
             self.outgoing.hold_native_only = False
 
+    def _message(self, message: Any, size: int) -> None:
+        self.incoming.message(message, size)
+        if envelope.is_internal(message):
+            self.on_internal(message)
+
     def _native_line(self, line: envelope.NativeLine, at: int, size: int) -> None:
         match line:
             case envelope.Message():
-                self.incoming.message(line.message, size)
+                self._message(line.message, size)
             case envelope.Handle():
                 self.incoming.handle(line, size)
             case envelope.DescriptorCount():

@@ -13,31 +13,49 @@ A ``Group`` is the connections of one key as one process knows them: those open 
 ``SocketListSend`` for each channel that some went through. A server has one; a process that was
 handed connections has one for each channel and key, and answers for those that it handed on.
 
+What a peer says of connections is true for the acknowledgements it sent before and not after. So
+its words are taken when their line is read, and our own counts are made when their line is written.
+
 Pure: sends through a callable, knows no clock. Every question ends when its channel does.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from handleipc.typing import JSON
 
-__all__ = ["Group", "SocketListSend", "SocketLists", "Tally"]
+__all__ = [
+    "ALL_CLOSED",
+    "CLOSED",
+    "COUNT",
+    "GET_COUNT",
+    "MOST_WAITING",
+    "NONSENSE",
+    "NOTIFY_CLOSE",
+    "QUESTIONS",
+    "STATEMENTS",
+    "Group",
+    "SocketListSend",
+    "Tally",
+]
 
 GET_COUNT = "NODE_SOCKET_GET_COUNT"
 COUNT = "NODE_SOCKET_COUNT"
 NOTIFY_CLOSE = "NODE_SOCKET_NOTIFY_CLOSE"
 ALL_CLOSED = "NODE_SOCKET_ALL_CLOSED"
 CLOSED = "NODE_SOCKET_CLOSED"
+STATEMENTS = frozenset({COUNT, ALL_CLOSED, CLOSED})
+"""What a peer says of connections it was handed, to be taken when its line is read."""
+QUESTIONS = frozenset({GET_COUNT, NOTIFY_CLOSE})
 
-# A count, None from a peer that is gone, or -1 from one whose answer made no sense.
-Answer = Callable[[int | None], None]
+# The answer of a peer that made no sense.
 NONSENSE = -1
-# Node asks once for each close() of a server; more than this is a peer that fills our memory.
-MOST_WAITING = 1000
+# Questions kept at once. Node asks once for each close() of a server, we once for each count; more
+# than this is a peer that fills our memory, or one that hangs.
+MOST_WAITING = 100
 
 
 class Group:
@@ -46,16 +64,34 @@ class Group:
     Args:
         key: the name of the server on the wire.
         on_shrunk: called with how many connections are known to have closed, here or further on.
+        on_empty: called whenever none is left anywhere.
     """
 
-    __slots__ = ("_on_shrunk", "_tallies", "_when_empty", "key", "lists", "local")
+    __slots__ = (
+        "_on_empty",
+        "_on_shrunk",
+        "_tallies",
+        "_when_empty",
+        "key",
+        "lists",
+        "local",
+        "moved",
+    )
 
-    def __init__(self, key: str, on_shrunk: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        key: str,
+        on_shrunk: Callable[[int], None] | None = None,
+        on_empty: Callable[[Group], None] | None = None,
+    ) -> None:
         self.key = key
         self.local = 0
         """Connections open in this process."""
         self.lists: set[SocketListSend] = set()
+        self.moved = 0
+        """Closes that a peer will report of connections which only moved on from it."""
         self._on_shrunk = on_shrunk
+        self._on_empty = on_empty
         self._tallies: set[Tally] = set()
         self._when_empty: list[Callable[[], None]] = []
 
@@ -68,6 +104,11 @@ class Group:
     def waiting(self) -> int:
         """How many wait for the group to be empty."""
         return len(self._when_empty)
+
+    @property
+    def counting(self) -> int:
+        """How many counts are under way."""
+        return len(self._tallies)
 
     @property
     def is_empty(self) -> bool:
@@ -91,17 +132,30 @@ class Group:
         through.delivered()
         if self._when_empty:
             through.ask_when_closed()
-        self.check_empty()
+
+    def came_home(self, count: int, before: SocketListSend) -> None:
+        """So many are open here again, for which the peer of a list answered."""
+        self.local += count
+        for tally in self._tallies:
+            tally.came_home(count, before)
 
     def shrunk(self, count: int) -> None:
         """So many are known to have closed."""
+        moved = min(count, self.moved)
+        self.moved -= moved
+        count -= moved
         if count and self._on_shrunk is not None:
             self._on_shrunk(count)
         self.check_empty()
 
-    def count(self, done: Callable[[Tally], None]) -> Tally:
-        """Ask every peer, and call ``done`` when all have answered or ended."""
-        tally = Tally(self, done)
+    def count(self, done: Callable[[Tally], None], *, late: bool = False) -> Tally:
+        """Ask every peer, and call ``done`` when all have answered or ended.
+
+        Args:
+            done: gets the tally.
+            late: keep the tally exact while connections move on, until ``Tally.end``.
+        """
+        tally = Tally(self, done, late)
         self._tallies.add(tally)
         tally.ask()
         return tally
@@ -120,10 +174,13 @@ class Group:
 
     def check_empty(self) -> None:
         """Call those who wait, if it is time."""
-        if self._when_empty and self.is_empty:
-            waiting, self._when_empty = self._when_empty, []
-            for callback in waiting:
-                callback()
+        if not self.is_empty:
+            return
+        waiting, self._when_empty = self._when_empty, []
+        for callback in waiting:
+            callback()
+        if self._on_empty is not None:
+            self._on_empty(self)
 
 
 class Tally:
@@ -133,51 +190,69 @@ class Tally:
         missing: the lists whose peer has not answered, or not sensibly.
     """
 
-    __slots__ = ("_answered", "_done", "_group", "_waiting", "count", "missing")
+    __slots__ = ("_done", "_elsewhere", "_final", "_group", "_late", "_waiting", "missing")
 
-    def __init__(self, group: Group, done: Callable[[Tally], None]) -> None:
+    def __init__(self, group: Group, done: Callable[[Tally], None], late: bool) -> None:
         self._group = group
         self._done: Callable[[Tally], None] | None = done
+        self._late = late
         self._waiting = set(group.lists)
-        self._answered: set[SocketListSend] = set()
+        self._elsewhere = 0
+        self._final: int | None = None
         self.missing: set[SocketListSend] = set()
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        """Connections here, and with those who have answered."""
+        if self._final is not None:
+            return self._final
+        # Read last: what was acknowledged meanwhile is counted there, and no longer here.
+        return self._elsewhere + self._group.local
 
     def ask(self) -> None:
         """Put the question."""
         for one in list(self._waiting):
-            one.get_count(partial(self._answer, one))
+            one.get_count(self)
         self._check()
 
     def handed_on(self, through: SocketListSend) -> None:
-        """A connection went through a list: if that has answered already, it did not count it."""
-        if through in self._answered:
-            self.count += 1
+        """A connection went through a list: if that was asked and still owes, it will count it."""
+        if through not in self._waiting and through not in self.missing:
+            self._elsewhere += 1
+
+    def came_home(self, count: int, before: SocketListSend) -> None:
+        """Connections are counted here again: not twice, if a peer has counted them."""
+        if before not in self._waiting and before not in self.missing:
+            self._elsewhere -= min(count, self._elsewhere)
 
     def give_up(self) -> None:
         """Who has not answered by now is missing."""
+        for one in self._waiting:
+            one.withdraw(self)
         self.missing |= self._waiting
         self._waiting.clear()
         self._check()
 
-    def _answer(self, one: SocketListSend, count: int | None) -> None:
-        if one not in self._waiting:
-            return
+    def answer(self, one: SocketListSend, count: int | None) -> None:
+        """Take a peer's count; None if it is gone, and holds none."""
         self._waiting.discard(one)
         if count == NONSENSE:
             self.missing.add(one)
-        elif count is not None:  # a peer that is gone holds none
-            self.count += count
-            self._answered.add(one)
+        elif count is not None:
+            self._elsewhere += count
         self._check()
+
+    def end(self) -> None:
+        """The count was used: nothing changes it any more."""
+        self._final = self.count
+        self._group.counted(self)
 
     def _check(self) -> None:
         if self._waiting or self._done is None:
             return
-        # Read last: what was acknowledged meanwhile is counted there, and no longer here.
-        self.count += self._group.local
         done, self._done = self._done, None
-        self._group.counted(self)
+        if not self._late:
+            self.end()
         done(self)
 
 
@@ -193,10 +268,10 @@ class SocketListSend:
 
     __slots__ = (
         "_awaits_close",
-        "_group",
         "_on_forget",
         "_requests",
         "_send",
+        "group",
         "open",
         "peer",
         "reports",
@@ -209,12 +284,13 @@ class SocketListSend:
         peer: object,
         on_forget: Callable[[str], None],
     ) -> None:
-        self._group = group
+        self.group = group
         self._send = send
         self._on_forget = on_forget
         self.reports = False
         """Whether the peer reports each close."""
-        self._requests: deque[list[Answer]] = deque()
+        # Answers come in the order of the questions, and carry no number to match them by.
+        self._requests: deque[set[Tally]] = deque()
         self._awaits_close = False
         self.peer = peer
         self.open = 0
@@ -229,16 +305,25 @@ class SocketListSend:
         """The peer acknowledged one more."""
         self.open += 1
 
-    def get_count(self, answer: Answer) -> None:
-        """Ask. Answers come in the order of the questions, and carry no number to match by."""
-        self._requests.append([answer])
-        self._send({"cmd": GET_COUNT, "key": self._group.key})
+    def get_count(self, tally: Tally) -> None:
+        """Ask, for this tally."""
+        if len(self._requests) >= MOST_WAITING:
+            # It hangs: when it answers the last question, that will do.
+            self._requests[-1].add(tally)
+            return
+        self._requests.append({tally})
+        self._send({"cmd": GET_COUNT, "key": self.group.key})
+
+    def withdraw(self, tally: Tally) -> None:
+        """Nobody waits for this answer any more, though it may come."""
+        for tallies in self._requests:
+            tallies.discard(tally)
 
     def ask_when_closed(self) -> None:
         """Have the peer tell when the last has closed."""
         if not self._awaits_close:
             self._awaits_close = True
-            self._send({"cmd": NOTIFY_CLOSE, "key": self._group.key})
+            self._send({"cmd": NOTIFY_CLOSE, "key": self.group.key})
 
     def received(self, command: str, message: dict[str, Any]) -> bool:
         """Take what the peer says of this key. Returns False if it makes no sense."""
@@ -248,15 +333,18 @@ class SocketListSend:
         if type(count) is not int or count < 0:
             count = NONSENSE
         if command == CLOSED:
-            if count == NONSENSE or count > self.open:
+            if count == NONSENSE:
                 return False
+            # It may name one more than we know of, when a connection went forth and back through
+            # peers of both dialects, of which one reports and the other does not.
+            count = min(count, self.open)
             self.open -= count
-            self._group.shrunk(count)
+            self.group.shrunk(count)
             return True
         if not self._requests:
             return False
-        for answer in self._requests.popleft():
-            answer(count)
+        for tally in self._requests.popleft():
+            tally.answer(self, count)
         return count != NONSENSE
 
     def _all_closed(self) -> bool:
@@ -264,130 +352,24 @@ class SocketListSend:
             return False
         self._awaits_close = False
         closed, self.open = self.open, 0
-        self._group.shrunk(closed)
+        self.group.shrunk(closed)
         return True
 
     def forget(self) -> None:
-        """The server has ended: its channel may forget this list."""
-        self._group.lists.discard(self)
-        self._on_forget(self._group.key)
+        """The group is empty: its channel may forget this list. What was asked, is none."""
+        self.group.lists.discard(self)
+        self._on_forget(self.group.key)
+        self._answer_all(0)
 
     def ended(self) -> None:
         """The channel is gone, and with it the peer's connections, as far as we can know."""
-        requests, self._requests = self._requests, deque()
         closed, self.open = self.open, 0
-        self._group.lists.discard(self)
-        for answers in requests:
-            for answer in answers:
-                answer(None)
-        self._group.shrunk(closed)
-        self._group.check_empty()
+        self.group.lists.discard(self)
+        self._answer_all(None)
+        self.group.shrunk(closed)
 
-
-class SocketLists:
-    """All lists of one channel, and the one dispatcher of its NODE_SOCKET messages.
-
-    Args:
-        send: sends an internal message to the peer, or does nothing once the channel has ended.
-        peer: whom to name when the peer does not answer.
-        on_report: called when closes wait to be reported, with ``flush_reports``.
-    """
-
-    def __init__(
-        self, send: Callable[[JSON], None], peer: object, on_report: Callable[[], None]
-    ) -> None:
-        self._send = send
-        self._peer = peer
-        self._on_report = on_report
-        self._sent: dict[str, SocketListSend] = {}
-        self._received: dict[str, Group] = {}
-        self._reports: dict[str, int] = {}
-        self.has_ended = False
-
-    def __len__(self) -> int:
-        return len(self._sent) + len(self._received)
-
-    def sender(self, group: Group, *, reports: bool) -> SocketListSend:
-        """Return the list of this channel for connections of ``group``, a new one if need be."""
-        found = self._sent.get(group.key)
-        if found is None or found not in group.lists:
-            found = SocketListSend(group, self._send, self._peer, self._forget)
-            self._sent[group.key] = found
-            group.lists.add(found)
-        found.reports = found.reports or reports
-        return found
-
-    def _forget(self, key: str) -> None:
-        self._sent.pop(key, None)
-
-    def receiver(self, key: str) -> Group:
-        """Return the group of the connections received here with this key."""
-        group = self._received.get(key)
-        if group is None:
-            group = self._received[key] = Group(key, partial(self._shrunk, key))
-        return group
-
-    def received(self, message: JSON) -> str | None:
-        """Take a NODE_SOCKET message of the peer.
-
-        Returns:
-            What was wrong with it, in words; None if nothing was, or it is no such message.
-        """
-        command, key = message["cmd"], message.get("key")
-        if command not in (GET_COUNT, COUNT, NOTIFY_CLOSE, ALL_CLOSED, CLOSED):
-            return None
-        if not isinstance(key, str):
-            return f"the peer sent {command} without a key"
-        if command in (GET_COUNT, NOTIFY_CLOSE):
-            self._asked(command, key)
-            return None
-        found = self._sent.get(key)
-        if found is None:
-            # A late answer about a server that has ended; Node may send one, too.
-            return None
-        if not found.received(command, message):
-            return f"the peer sent a {command} that makes no sense: {message!r}"
-        return None
-
-    def _asked(self, command: str, key: str) -> None:
-        # Of a key never seen, or forgotten since, there are none. Node would not answer at all.
-        group = self._received.get(key) or Group(key)
-        if command == GET_COUNT:
-            group.count(lambda tally: self._reply(COUNT, key, count=tally.count))
-        elif group.waiting < MOST_WAITING:
-            group.when_empty(lambda: self._reply(ALL_CLOSED, key))
-
-    def _reply(self, command: str, key: str, **fields: int) -> None:
-        if not self.has_ended:
-            # Reports first: what the peer learns next includes them.
-            self.flush_reports()
-            self._send({"cmd": command, "key": key, **fields})
-
-    def _shrunk(self, key: str, count: int) -> None:
-        if not self.has_ended:
-            self._reports[key] = self._reports.get(key, 0) + count
-            self._on_report()
-        group = self._received.get(key)
-        if group is not None and group.is_empty and not group.lists:
-            group.check_empty()
-            del self._received[key]
-
-    def flush_reports(self) -> None:
-        """Report the closes of this turn, if the peer takes such reports."""
-        reports, self._reports = self._reports, {}
-        for key, count in reports.items():
-            self._send({"cmd": CLOSED, "key": key, "count": count})
-
-    def discard_reports(self) -> None:
-        """The peer speaks node: it knows no such message."""
-        self._reports.clear()
-
-    def ended(self) -> None:
-        """The channel has ended."""
-        self.has_ended = True
-        self._reports.clear()
-        lists: Iterable[SocketListSend] = list(self._sent.values())
-        self._sent.clear()
-        for one in lists:
-            one.ended()
-        self._received = {k: group for k, group in self._received.items() if not group.is_empty}
+    def _answer_all(self, count: int | None) -> None:
+        requests, self._requests = self._requests, deque()
+        for tallies in requests:
+            for tally in tallies:
+                tally.answer(self, count)

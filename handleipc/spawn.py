@@ -11,7 +11,6 @@ import socket
 import stat
 import sys
 from collections.abc import MutableMapping, Sequence
-from pathlib import PurePath
 
 from handleipc.envelope import VERSION
 from handleipc.exceptions import NoChannel
@@ -102,12 +101,9 @@ def adopt(environment: MutableMapping[str, str]) -> ChannelVariables:
 
 
 def _adopt_socket(text: str) -> socket.socket:
-    try:
-        fd = int(text, 10)
-    except ValueError:
-        fd = -1
-    if fd < 0 or not text.isascii() or not text.isdigit():
-        raise NoChannel(f"{NODE_CHANNEL_FD} is {text!r}, which is no descriptor number")
+    fd = int(text) if _is_number(text) else -1
+    if not 0 <= fd < 1 << 31:
+        raise NoChannel(f"{NODE_CHANNEL_FD} is {text[:40]!r}, which is no descriptor number")
     try:
         is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
         inheritable = os.get_inheritable(fd)
@@ -144,10 +140,14 @@ def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:
     if len(fields) < 4:
         return None
     versions, numbers = fields[0].split(","), fields[1:4]
-    if str(VERSION) not in versions or not all(n.isascii() and n.isdigit() for n in numbers):
+    if str(VERSION) not in versions or not all(map(_is_number, numbers)):
         return None
     cookie, handles, size = map(int, numbers)
     return Invitation(handles, size) if cookie == socket_cookie(sock) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 20  # 2**64 has as many
 
 
 def python_command(
@@ -164,7 +164,10 @@ def python_command(
     """
     command = [executable, *interpreter_args]
     if not isinstance(target, str) or target.endswith(".py") or "/" in target:
-        return [*command, os.fspath(PurePath(target)), *args]
+        path_of_file = os.fspath(target)
+        # Not an option of the interpreter, whatever the file is called.
+        prefix = "./" if path_of_file.startswith("-") else ""
+        return [*command, prefix + path_of_file, *args]
     module, colon, function = target.partition(":")
     names = [*module.split("."), *([function] if colon else [])]
     if not all(name.isidentifier() for name in names):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Callable
 
 from handleipc.limits import Limits
 from handleipc.pending import PendingHandle
 from handleipc.typing import JSON
 
-__all__ = ["Entry", "EntryState", "NodeSlot", "Stage"]
+__all__ = ["Entry", "EntryState", "Late", "NodeSlot", "Stage"]
 
 
 class EntryState(enum.Enum):
@@ -42,6 +43,22 @@ class Entry:
         self.sequence = 0
         self.asks = 0
         self.waiter: object = None
+
+
+class Late(Entry):
+    """A plain message that is made when it is spelled, after the acknowledgements before it.
+
+    Args:
+        make: returns its JSON; called again if a stage is taken apart.
+        ended: called when it was written, or never will be.
+    """
+
+    __slots__ = ("ended", "make")
+
+    def __init__(self, make: Callable[[], bytes], ended: Callable[[], None]) -> None:
+        super().__init__(b"", None, None)
+        self.make = make
+        self.ended = ended
 
 
 class Stage:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 PROGRAM = ROOT / "tests" / "csrc" / "test_hipc.c"
-SOURCES = [PROGRAM, CSRC / "hipc_framer.c", CSRC / "hipc_socket.c"]
+SOURCES = [PROGRAM, *sorted(CSRC.glob("hipc_*.c"))]
 STRICT = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O1", f"-I{CSRC}"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

@@ -22,12 +22,14 @@ LAYERS = [
     {"envelope", "addresses", "stages", "pairing", "holes"},
     {"window"},
     {"incoming", "outgoing", "socketlist"},
+    {"socketlists"},
     {"protocol", "connection"},
     {"conversions", "spawn"},
     {"registry"},
     {"asyncio.emitter", "asyncio.connection", "asyncio.waiters"},
     {"asyncio.handles", "asyncio.driver"},
-    {"asyncio.counting", "asyncio.server", "asyncio.streams"},
+    {"asyncio.server", "asyncio.streams"},
+    {"asyncio.counting"},
     {"asyncio.channel"},
     {"asyncio.process"},
     {"asyncio.target"},
@@ -37,7 +39,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-PURE = {name for names in LAYERS[:9] for name in names}
+PURE = {name for names in LAYERS[:10] for name in names}
 PURE_FILES = [str(Path("handleipc") / f"{name}.py") for name in sorted(PURE)]
 FORBIDDEN_WHEN_PURE = {"asyncio", "select", "selectors", "threading", "subprocess"}
 MAY_BUILD_SOCKETS = {"addresses", "connection", "conversions", "spawn"}

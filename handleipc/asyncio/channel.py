@@ -16,7 +16,6 @@ from handleipc import codec
 from handleipc.asyncio.counting import CountingDriver
 from handleipc.asyncio.driver import Aborted, process_system
 from handleipc.asyncio.handles import default_registry
-from handleipc.asyncio.server import Server
 from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import (
     ChannelBusy,
@@ -25,12 +24,9 @@ from handleipc.exceptions import (
     HandleNotDelivered,
     MessageNotSerializable,
     RemoteProtocolError,
-    UnsupportedHandle,
 )
 from handleipc.incoming import Delivery
 from handleipc.limits import Limits
-from handleipc.outgoing import PEER_SPEAKS_NODE
-from handleipc.pending import PendingHandle
 from handleipc.protocol import ChannelProtocol, Invitation, State
 from handleipc.stages import Entry
 from handleipc.typing import JSON
@@ -196,7 +192,7 @@ class Channel(CountingDriver):
             ChannelBroken: the channel ended with messages queued.
             ChannelBusy: the peer waits for us to read, and nobody does.
         """
-        if self._protocol.outgoing.is_above_water():
+        if self._is_closed or self._protocol.outgoing.is_above_water():
             await self._wait_in(self._drainers)
 
     async def flush(self) -> None:
@@ -207,7 +203,7 @@ class Channel(CountingDriver):
             ChannelBusy: the peer waits for us to read, and nobody does.
         """
         self._turn()
-        if not self._protocol.outgoing.idle:
+        if not self._protocol.outgoing.idle or self._is_closed:
             await self._wait_in(self._flushers)
 
     async def recv(self) -> Message:
@@ -318,22 +314,11 @@ class Channel(CountingDriver):
             self._sends_in_a_row = 0
             await asyncio.sleep(0)
 
-    def _pend(self, handle: object, keep_open: bool, transfer: bool) -> PendingHandle:
-        pending = default_registry.pend(handle, keep_open)
-        if transfer:
-            if not isinstance(handle, Server):
-                pending.returned()
-                raise UnsupportedHandle("transfer=True is for a Server: others have no listener")
-            handle.transfer(pending)
-        self._follow(handle, pending, keep_open)
-        if pending.native_only and not self._protocol.may_become_native:
-            pending.returned()
-            raise UnsupportedHandle(PEER_SPEAKS_NODE)
-        return pending
-
     async def _wait_in(self, waiters: Waiters) -> None:
         if self._is_closed:
-            raise self._why_closed()
+            if self._protocol.outgoing.lost_something:
+                raise self._why_closed()
+            return
         with waiters.new(self._loop) as waiter:
             self._turn()
             await waiter
@@ -391,7 +376,7 @@ class Channel(CountingDriver):
     def _give(self, delivery: Delivery) -> None:
         event = "internal_message" if delivery.is_internal else "message"
         if delivery.is_internal:
-            self._take_count(delivery.message)
+            self._take_question(delivery.message)
         if not self._emit(event, delivery.message, delivery.handle) and delivery.handle is not None:
             # As Node: an internal message without a listener is gone. Its descriptor is not.
             delivery.handle.close()  # type: ignore[attr-defined]
@@ -403,15 +388,23 @@ class Channel(CountingDriver):
         listened = self._has_listeners("message")
         incoming.holds_back = not listened
         incoming.ready_limit = None if listened or self._wants_all else self._limits.ready
-        incoming.wants_more = self._is_waited_for
-        self._report_closes()
+        self.lists.flush_reports()
 
     def _exchange(self) -> bool:
         self._report_outcomes()
         given = self._deliver()
         self._report_faults()
         self._wake_waiters()
-        return given
+        return self._ask_for_more() or given
+
+    def _ask_for_more(self) -> bool:
+        """Let the peer send on while somebody here still waits. Returns whether it is to be told.
+
+        Only once what could be written was: a send that need not wait must not open the gates.
+        """
+        incoming = self._protocol.incoming
+        wanted, incoming.wants_more = incoming.wants_more, self._is_waited_for
+        return incoming.wants_more and not wanted and incoming.native and incoming.grant_due
 
     @property
     def _is_waited_for(self) -> bool:

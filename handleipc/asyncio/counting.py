@@ -7,18 +7,23 @@ the acknowledgement on.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from handleipc import codec
 from handleipc.asyncio.driver import Driver
 from handleipc.asyncio.handles import default_registry
+from handleipc.asyncio.server import Server
 from handleipc.connection import BaseConnection
 from handleipc.conversions import NET_SOCKET
-from handleipc.exceptions import RemoteProtocolError
+from handleipc.exceptions import RemoteProtocolError, UnsupportedHandle
+from handleipc.outgoing import PEER_SPEAKS_NODE
 from handleipc.pending import PendingHandle
 from handleipc.protocol import ChannelProtocol, State
-from handleipc.socketlist import Group, SocketLists
+from handleipc.socketlist import STATEMENTS, Group
+from handleipc.socketlists import SocketLists
+from handleipc.stages import Late
 from handleipc.typing import JSON, Options
 
 __all__ = ["CountingDriver"]
@@ -33,8 +38,29 @@ class CountingDriver(Driver):
     """
 
     def __init__(self, sock: socket.socket, protocol: ChannelProtocol) -> None:
-        self.lists = SocketLists(self._send_internal, self, self._schedule_turn)
+        self.lists = SocketLists(
+            self._send_internal,
+            self,
+            self._schedule_turn,
+            lambda: protocol.incoming.native,
+            self._send_late,
+        )
+        protocol.on_internal = self._take_statement
         super().__init__(sock, protocol)
+
+    def _pend(self, handle: object, keep_open: bool, transfer: bool) -> PendingHandle:
+        """Prepare a handle to be sent. Raises as ``send``."""
+        pending = default_registry.pend(handle, keep_open)
+        if transfer:
+            if not isinstance(handle, Server):
+                pending.returned()
+                raise UnsupportedHandle("transfer=True is for a Server: others have no listener")
+            handle.transfer(pending)
+        self._follow(handle, pending, keep_open)
+        if pending.native_only and not self._protocol.may_become_native:
+            pending.returned()
+            raise UnsupportedHandle(PEER_SPEAKS_NODE)
+        return pending
 
     def _follow(self, handle: object, pending: PendingHandle, keep_open: bool) -> None:
         """Have a connection that is to be sent counted at the peer, once it is the peer's."""
@@ -69,14 +95,26 @@ class CountingDriver(Driver):
         protocol.send(codec.spell(message))
         self._schedule_turn()
 
+    def _send_late(self, make: Callable[[], JSON], ended: Callable[[], None]) -> None:
+        """Queue a message that is made when its line is written."""
+        if self._protocol.state is not State.OPEN:
+            ended()
+            return
+        self._protocol.send(Late(lambda: codec.spell(make()), ended))
+        self._schedule_turn()
+
+    def _take_statement(self, message: JSON) -> None:
+        """Take what the peer says of connections it was handed, in the order it was written."""
+        if message["cmd"] in STATEMENTS:
+            self._take_count(message)
+
+    def _take_question(self, message: JSON) -> None:
+        """Take what the peer asks of connections it handed to us, behind those that it did."""
+        if message["cmd"] not in STATEMENTS:
+            self._take_count(message)
+
     def _take_count(self, message: JSON) -> None:
-        """Take what the peer says of connections; a fault costs nothing but an ``error`` event."""
+        """Take either; a fault costs nothing but an ``error`` event."""
         fault = self.lists.received(message)
         if fault is not None:
             self._protocol.incoming.errors.append(RemoteProtocolError(fault))
-
-    def _report_closes(self) -> None:
-        if self._protocol.outgoing.native:
-            self.lists.flush_reports()
-        else:
-            self.lists.discard_reports()

@@ -44,10 +44,13 @@ class Emitter:
         return listener
 
     def off(self, event: str, listener: Callable[..., Any]) -> None:
-        """Remove ``listener``. Does nothing if it is not there."""
-        kept = [pair for pair in self._listeners.get(event, ()) if pair[0] != listener]
-        self._listeners[event] = kept
-        self._listeners_changed(event)
+        """Remove ``listener``, once if it was added several times; nothing if it is not there."""
+        listeners = self._listeners.get(event, [])
+        for index in reversed(range(len(listeners))):
+            if listeners[index][0] == listener:
+                del listeners[index]
+                self._listeners_changed(event)
+                return
 
     def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
         if event not in self.EVENTS:

@@ -7,6 +7,7 @@ thread where there is none). Never ``loop.subprocess_exec``: uvloop's leaks inhe
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -16,7 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO, Any, ClassVar, TypedDict, Unpack
@@ -29,6 +30,7 @@ from handleipc.spawn import adopt, child_environment, python_command, socket_coo
 
 __all__ = ["Child", "Options", "fork", "parent", "spawn"]
 
+PIPE = subprocess.PIPE
 StdIO = int | IO[Any] | None
 
 # asm-generic/socket.h, Linux 6.16: a receiver that sets it to 0 makes the sender's sendmsg with
@@ -85,6 +87,7 @@ class Child(Channel):
         self._pidfd = -1
         self._pipes: list[asyncio.Future[None]] = []
         self._transports: list[asyncio.BaseTransport] = []
+        self._unopened: list[IO[bytes]] = []
         super().__init__(sock, limits, inviting=invited, accept_handles=accept_handles)
         self._watch_process()
 
@@ -198,10 +201,23 @@ class Child(Channel):
     def _dismiss_keeper(self) -> None:
         """Kept, since the process may outlive the channel."""
 
+    def give_up(self) -> None:
+        """End a child that was not wholly started: kill it, and close all that belongs to it."""
+        self.kill(signals.SIGKILL)
+        self.abort()
+        for transport in self._transports:
+            transport.close()
+        # Transports close what they took over.
+        for pipe in self._unopened:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
     # -- piped stdio -----------------------------------------------------------------------------
 
     async def _open_pipes(self) -> None:
         process = self._process
+        pipes = (process.stdin, process.stdout, process.stderr)
+        self._unopened = [pipe for pipe in pipes if pipe is not None]
         if process.stdin is not None:
             self.stdin = await self._open_writer(process.stdin)
         if process.stdout is not None:
@@ -216,6 +232,7 @@ class Child(Channel):
             lambda: asyncio.StreamReaderProtocol(reader, loop=loop), pipe
         )
         self._transports.append(transport)
+        self._unopened.remove(pipe)
         return asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _open_reader(self, pipe: IO[bytes]) -> asyncio.StreamReader:
@@ -225,6 +242,7 @@ class Child(Channel):
         protocol = _PipeProtocol(reader, loop, closed)
         transport, _ = await loop.connect_read_pipe(lambda: protocol, pipe)
         self._transports.append(transport)
+        self._unopened.remove(pipe)
         self._pipes.append(closed)
         return reader
 
@@ -251,6 +269,23 @@ class _PipeProtocol(asyncio.StreamReaderProtocol):
         super().connection_lost(exc)
         if not self._pipe_closed.done():
             self._pipe_closed.set_result(None)
+
+
+async def _to_the_end(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await something short that must not be cancelled half way, then pass the cancellation on.
+
+    uvloop closes the descriptor of a pipe whose connecting is cancelled under the pipe's object.
+    """
+    task = asyncio.ensure_future(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
 
 
 async def spawn(
@@ -324,14 +359,14 @@ async def spawn(
         child = Child(
             ours, limits, process, invited=invite is not None, accept_handles=accept_handles
         )
-        await child._open_pipes()
+        if PIPE in (stdin, stdout, stderr):
+            await _to_the_end(child._open_pipes())
     except BaseException:
         # Cancelled or failed half way: nothing of the child stays.
         if child is None:
             ours.close()
         else:
-            child.kill(signals.SIGKILL)
-            child.abort()
+            child.give_up()
         raise
     return child
 
@@ -439,6 +474,8 @@ async def parent() -> Channel:
     if _parent is None:
         found = adopt(os.environ)
         _parent = Channel(found.sock, Limits(), invited_by=found.invited_by)
+        # A program may end with its channel open, between two loops or for good.
+        atexit.register(found.sock.close)
     elif _parent._loop is not asyncio.get_running_loop():
         if not _parent._loop.is_closed():
             raise ChannelBusy("another event loop, which is not closed, has this channel")

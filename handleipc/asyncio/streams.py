@@ -83,13 +83,15 @@ def _pend_transport(transport: asyncio.Transport, keep_open: bool) -> PendingHan
     if transport.is_reading():
         raise UnsupportedHandle(
             "this transport is reading, and its protocol may have bytes of the connection:"
-            " pause_reading() in connection_made(), and send it then"
+            " pause_reading() in connection_made(), on uvloop right after it, and send it then"
         )
     return StreamPending(transport, transport, None, resume=False, keep_open=keep_open)
 
 
 def _check(handle: object, transport: asyncio.Transport) -> None:
     name = type(handle).__name__
+    if not hasattr(transport, "get_write_buffer_size") or _is_one_way(transport):
+        raise UnsupportedHandle(f"this {name} is no stream connection")
     if transport.is_closing():
         raise UnsupportedHandle(f"this {name} is closed")
     if transport.get_extra_info("ssl_object") is not None:
@@ -105,6 +107,15 @@ def _check(handle: object, transport: asyncio.Transport) -> None:
             f"this {name} holds {transport.get_write_buffer_size()} bytes not yet written:"
             " await drain() with write_buffer limits of 0 before sending it"
         )
+
+
+def _is_one_way(transport: asyncio.Transport) -> bool:
+    """Whether it is a pipe; uvloop's have all methods, and raise where they make no sense."""
+    try:
+        transport.is_reading()
+    except (AttributeError, NotImplementedError):
+        return True
+    return transport.get_extra_info("pipe") is not None
 
 
 def _pend_asyncio_server(server: asyncio.Server, keep_open: bool) -> PendingHandle:

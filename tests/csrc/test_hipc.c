@@ -7,7 +7,7 @@
  * Built and run by tests/test_c_core.py, plainly and under AddressSanitizer and UBSan:
  *
  *     cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -Icsrc \
- *        tests/csrc/test_hipc.c csrc/hipc_framer.c csrc/hipc_socket.c
+ *        tests/csrc/test_hipc.c csrc/hipc_*.c
  */
 #include "hipc.h"
 
@@ -583,6 +583,28 @@ static void test_receive_when_the_first_read_fails(void)
     CHECK(pipe(pipe_ends) == 0);
     CHECK_EQUAL(hipc_receive(pipe_ends[0], &reader, ALL), -ENOTSOCK);
     close_pair(pipe_ends);
+}
+
+/* An error behind lines that an earlier call had no room for does not take them away. */
+static void test_receive_when_a_read_fails_behind_buffered_lines(void)
+{
+    hipc_reader reader;
+    taken out = {0};
+    int pair[2];
+
+    make_pair(pair);
+    new_reader(&reader, 64, 2, 1, HIPC_MAX_FDS);
+    put(pair[0], "1\n2\n3\n", 6);
+    put(pair[1], "unread", 6);
+    CHECK(close(pair[0]) == 0);
+    CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_MORE);
+    take_lines(&reader, &out);
+    CHECK(reader.scanned < reader.filled);
+    CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_MORE);
+    CHECK_EQUAL(reader.error, ECONNRESET);
+    take_lines(&reader, &out);
+    CHECK_EQUAL(out.lines, 3);
+    CHECK(close(pair[1]) == 0);
 }
 
 /* An error behind data does not take the data away; the next call says so or says EOF. */
@@ -1507,6 +1529,55 @@ static void test_kind_of_path_descriptor(void)
     CHECK(close(fd) == 0);
 }
 
+/* -- hipc_exit_with_parent ------------------------------------------------------------------- */
+
+/* A process whose parent ends gets the signal: it would otherwise wait for ever. */
+static void test_exit_with_parent(void)
+{
+    int ends[2], status;
+    char byte;
+    pid_t parent;
+
+    CHECK(pipe(ends) == 0);
+    parent = fork();
+    CHECK(parent >= 0);
+    if (parent == 0) {
+        pid_t self = getpid();
+
+        if (fork() == 0) {
+            CHECK_EQUAL(hipc_exit_with_parent(SIGKILL, self), 0);
+            CHECK(write(ends[1], "r", 1) == 1);
+            for (;;)
+                pause();
+        }
+        /* Ends only once the other is ready, which keeps the writing end until it is killed. */
+        CHECK(read(ends[0], &byte, 1) == 1);
+        _exit(0);
+    }
+    CHECK(close(ends[1]) == 0);
+    CHECK(waitpid(parent, &status, 0) == parent);
+    CHECK_EQUAL(status, 0);
+    CHECK_EQUAL(read(ends[0], &byte, 1), 0);
+    CHECK(close(ends[0]) == 0);
+}
+
+/* A parent that is not the parent any more, or a signal that does not exist, is an error. */
+static void test_exit_with_parent_that_has_ended(void)
+{
+    int status;
+    pid_t other = fork();
+
+    CHECK(other >= 0);
+    if (other == 0) {
+        CHECK_EQUAL(hipc_exit_with_parent(1000, getppid()), -EINVAL);
+        CHECK_EQUAL(hipc_exit_with_parent(SIGTERM, getpid()), -ESRCH);
+        CHECK_EQUAL(hipc_exit_with_parent(0, getppid()), 0);
+        _exit(0);
+    }
+    CHECK(waitpid(other, &status, 0) == other);
+    CHECK_EQUAL(status, 0);
+}
+
 /* -- all of them ----------------------------------------------------------------------------- */
 
 #define TEST(name) {#name, name}
@@ -1532,6 +1603,7 @@ static const struct {
     TEST(test_receive_at_eof),
     TEST(test_receive_when_the_first_read_fails),
     TEST(test_receive_when_a_later_read_fails),
+    TEST(test_receive_when_a_read_fails_behind_buffered_lines),
     TEST(test_receive_of_every_number_of_fds),
     TEST(test_receive_of_most_fds_into_smallest_report),
     TEST(test_receive_of_several_sets),
@@ -1564,6 +1636,8 @@ static const struct {
     TEST(test_kind_of_sockets),
     TEST(test_kind_of_other_descriptors),
     TEST(test_kind_of_path_descriptor),
+    TEST(test_exit_with_parent),
+    TEST(test_exit_with_parent_that_has_ended),
 };
 
 /* Runs the test that the argument names, or all of them. */

@@ -1,0 +1,124 @@
+/*
+ * The limit: what the kernel takes to pass descriptors, without JSON, acknowledgements or owners.
+ *
+ *     fdpass stream N BATCH    N descriptors, BATCH for each sendmsg, received and closed
+ *     fdpass pingpong N        N times one descriptor there and one byte back
+ */
+#define _GNU_SOURCE
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static void send_fds(int sock, int fd, int count)
+{
+    char line[64 * 40];
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * 253)];
+    } room;
+    struct iovec part = {line, (size_t)count * 40};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &room};
+    int *fds;
+
+    memset(line, 'x', sizeof(line));
+    header.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
+    room.align.cmsg_level = SOL_SOCKET;
+    room.align.cmsg_type = SCM_RIGHTS;
+    room.align.cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
+    fds = (int *)(void *)CMSG_DATA(&room.align);
+    for (int i = 0; i < count; i++)
+        fds[i] = fd;
+    if (sendmsg(sock, &header, MSG_NOSIGNAL) != (ssize_t)part.iov_len)
+        die("sendmsg");
+}
+
+static int recv_fds(int sock)
+{
+    char line[64 * 40];
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * 253)];
+    } room;
+    struct iovec part = {line, sizeof(line)};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &room,
+                            .msg_controllen = sizeof(room)};
+    ssize_t got = recvmsg(sock, &header, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *message;
+    int count;
+    int *fds;
+
+    if (got <= 0 || (header.msg_flags & MSG_CTRUNC))
+        die("recvmsg");
+    message = CMSG_FIRSTHDR(&header);
+    count = (int)((message->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+    fds = (int *)(void *)CMSG_DATA(message);
+    for (int i = 0; i < count; i++)
+        close(fds[i]);
+    return count;
+}
+
+int main(int argc, char **argv)
+{
+    int pair[2], n = argc > 2 ? atoi(argv[2]) : 0, batch = argc > 3 ? atoi(argv[3]) : 1;
+    int stream = argc > 1 && strcmp(argv[1], "stream") == 0;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    double start, *laps = calloc((size_t)n + 1, sizeof(double));
+    char byte = 0;
+
+    if (n < 1 || batch < 1 || batch > 64 || laps == NULL)
+        return 2;
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0)
+        die("socketpair");
+    if (fork() == 0) {
+        close(pair[0]);
+        if (write(pair[1], &byte, 1) != 1)
+            die("write");
+        for (int done = 0; done < n;) {
+            done += recv_fds(pair[1]);
+            if (!stream && write(pair[1], &byte, 1) != 1)
+                die("write");
+        }
+        if (stream && write(pair[1], &byte, 1) != 1)
+            die("write");
+        _exit(0);
+    }
+    close(pair[1]);
+    if (read(pair[0], &byte, 1) != 1)
+        die("read");
+    start = now();
+    for (int done = 0; done < n; done += batch) {
+        double lap = now();
+        send_fds(pair[0], fd, n - done < batch ? n - done : batch);
+        if (!stream && read(pair[0], &byte, 1) != 1)
+            die("read");
+        laps[done] = now() - lap;
+    }
+    if (stream && read(pair[0], &byte, 1) != 1)
+        die("read");
+    start = now() - start;
+    wait(NULL);
+    printf("{\"seconds\": %.9f, \"count\": %d, \"laps\": [", start, n);
+    if (!stream)
+        for (int i = 0; i < n; i++)
+            printf("%s%.9f", i ? ", " : "", laps[i]);
+    printf("]}\n");
+    return 0;
+}

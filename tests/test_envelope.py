@@ -1,0 +1,294 @@
+"""The lines of both dialects, spelled and read back."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handleipc import codec, envelope
+from handleipc.envelope import Again, Control, DescriptorCount, Handle, Message
+from handleipc.exceptions import MalformedEnvelope
+
+DEPTH = 128
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+NUMBERS = st.integers(1, 2**53 - 1)
+COUNTS = st.integers(1, 253)
+OPTIONS = st.none() | st.dictionaries(st.text(min_size=1), VALUES, min_size=1)
+
+
+def read(line: bytes) -> envelope.NativeLine:
+    """Read a line as the framer gives it: without its newline."""
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    return envelope.decode_native(memoryview(line)[:-1], DEPTH)
+
+
+# -- spelled and read back -----------------------------------------------------------------------
+
+
+@given(VALUES)
+def test_message_round_trip(value: object) -> None:
+    """A plain message comes back as it was."""
+    assert read(envelope.spell_message(codec.encode(value, DEPTH), True)) == Message(value)
+
+
+@given(NUMBERS, COUNTS, st.text(), VALUES, OPTIONS)
+def test_handle_round_trip(
+    sequence: int, fds: int, tag: str, value: object, options: dict[str, object] | None
+) -> None:
+    """A handle comes back with its number, descriptors, tag, message and options."""
+    line = envelope.spell_handle(sequence, fds, tag, codec.encode(value, DEPTH), options)
+    assert read(line) == Handle(sequence, fds, tag, value, options)
+
+
+@given(NUMBERS, COUNTS)
+def test_count_and_again_round_trip(sequence: int, fds: int) -> None:
+    """The lines that only bring descriptors come back as they were."""
+    assert read(envelope.spell_count(fds)) == DescriptorCount(fds)
+    assert read(envelope.spell_again(sequence, fds)) == Again(sequence, fds)
+
+
+@given(st.dictionaries(st.sampled_from(["native", "ack", "handles", "bytes"]), NUMBERS))
+def test_control_round_trip(fields: dict[str, int]) -> None:
+    """A control line comes back as the object that it is in both dialects."""
+    value = read(envelope.spell_control(fields))
+    assert value == {"cmd": "NODE_HANDLEIPC", **fields}
+    assert isinstance(value, dict)
+    control = envelope.decode_control(value)
+    assert {name: getattr(control, name) for name in fields} == fields
+
+
+def test_handle_without_options_is_shorter() -> None:
+    """No options, no field for them."""
+    assert envelope.spell_handle(7, 2, "fd", b"null", None) == b'[2,7,2,"fd",null]\n'
+    assert envelope.spell_handle(7, 2, "fd", b"null", {}) == b'[2,7,2,"fd",null]\n'
+    assert envelope.spell_handle(7, 2, "fd", b"1", {"k": 1}) == b'[2,7,2,"fd",1,{"k":1}]\n'
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**70, {"\ud800": [2**70]}])
+def test_message_that_only_the_slow_path_reads(value: object) -> None:
+    """Lone surrogates and huge integers pass through every kind of line."""
+    message = codec.encode(value, DEPTH)
+    assert read(envelope.spell_message(message, True)) == Message(value)
+    line = envelope.spell_handle(1, 1, "\ud800", message, {"details": value})
+    assert read(line) == Handle(1, 1, "\ud800", value, {"details": value})
+
+
+# -- the node dialect ----------------------------------------------------------------------------
+
+
+def test_spell_of_node_lines() -> None:
+    """The node dialect is spelled as Node does it, byte for byte."""
+    assert envelope.spell_message(b'{"a":1}', False) == b'{"a":1}\n'
+    assert envelope.spell_node_handle("net.Socket", b'"hi"', None) == (
+        b'{"cmd":"NODE_HANDLE","type":"net.Socket","msg":"hi"}\n'
+    )
+    assert envelope.spell_node_handle("net.Socket", b"null", {"key": '4:"::":80'}) == (
+        b'{"cmd":"NODE_HANDLE","type":"net.Socket","msg":null,"key":"4:\\"::\\":80"}\n'
+    )
+    assert json.loads(envelope.ACK) == {"cmd": envelope.COMMAND_ACK}
+    assert json.loads(envelope.NACK) == {"cmd": envelope.COMMAND_NACK}
+
+
+@pytest.mark.parametrize(
+    ("message", "internal"),
+    [
+        ({"cmd": "NODE_HANDLE"}, True),
+        ({"cmd": "NODE_x"}, True),
+        ({"cmd": "NODE_"}, False),
+        ({"cmd": "NODE"}, False),
+        ({"cmd": "xNODE_x"}, False),
+        ({"cmd": 7}, False),
+        ({"cmd": None}, False),
+        ({}, False),
+        (["cmd"], False),
+        ("NODE_x", False),
+        (None, False),
+    ],
+)
+def test_is_internal(message: object, internal: bool) -> None:
+    """Internal is an object whose cmd begins with NODE_ and goes on: Node's rule."""
+    assert envelope.is_internal(message) is internal
+
+
+@pytest.mark.parametrize(
+    ("value", "command"),
+    [
+        ({"cmd": "NODE_HANDLE"}, True),
+        ({"cmd": "NODE_HANDLE_ACK"}, True),
+        ({"cmd": "NODE_HANDLE_NACK"}, True),
+        ({"cmd": "NODE_HANDLEIPC", "ack": 1}, True),
+        ({"cmd": "NODE_HANDLE_OTHER"}, False),
+        ({"cmd": "NODE_SOCKET_COUNT"}, False),
+        ({"cmd": ["NODE_HANDLE"]}, False),
+        ({}, False),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_is_command(value: object, command: bool) -> None:
+    """Commands are the four that the protocol itself acts upon."""
+    assert envelope.is_command(value) is command
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"1",
+        b"null",
+        b'"text"',
+        b"[]",
+        b"[0]",
+        b"[1]",
+        b"[2]",
+        b"[3,1]",
+        b"[4,1]",
+        b"[-1,1]",
+        b'["0",1]',
+        b"[0.0,1]",
+        b"[true,1]",
+        b"[null,1]",
+        b"[[0],1]",
+        b"[1,0]",
+        b"[1,254]",
+        b"[1,-1]",
+        b"[1,1.0]",
+        b"[1,1e0]",
+        b"[1,true]",
+        b'[1,"1"]',
+        b"[1,null]",
+        b"[1,1180591620717411303424]",
+        b'[2,0,1,"t",0]',
+        b'[2,-1,1,"t",0]',
+        b'[2,9007199254740992,1,"t",0]',
+        b'[2,1,0,"t",0]',
+        b'[2,1,254,"t",0]',
+        b"[2,1,1,7,0]",
+        b"[2,1,1,null,0]",
+        b'[2,1,1,"t"]',
+        b'[2,1,1,"t",0,1]',
+        b'[2,1,1,"t",0,[]]',
+        b'[2,1,1,"\\ud800",0,7]',
+        b"[3,0,1]",
+        b"[3,1,0]",
+        b"[3,1,254]",
+        b'[0,"\xff"]',
+        b"[0,NaN]",
+        b"[0,1",
+        b"[0,1]]",
+    ],
+)
+def test_decode_of_no_line_of_the_dialect(line: bytes) -> None:
+    """A line that is none of the five is the peer's fault."""
+    with pytest.raises(MalformedEnvelope):
+        envelope.decode_native(line, DEPTH)
+
+
+@given(st.lists(st.integers(-1, 4) | VALUES, max_size=6) | VALUES)
+def test_decode_of_any_json(value: object) -> None:
+    """Any JSON is a line of the dialect with its fields in bounds, or refused."""
+    try:
+        line = envelope.decode_native(codec.encode(value, DEPTH), DEPTH)
+    except (MalformedEnvelope, codec.MessageNotSerializable):
+        return
+    assert isinstance(line, Message | DescriptorCount | Handle | Again | dict)
+    if isinstance(line, Handle | Again):
+        assert 1 <= line.fds <= 253
+        assert line.sequence >= 1
+
+
+@given(st.binary(max_size=40))
+def test_decode_of_any_bytes(line: bytes) -> None:
+    """Bytes that are no line never raise anything else."""
+    try:
+        envelope.decode_native(line, DEPTH)
+    except MalformedEnvelope:
+        pass
+
+
+def test_decode_of_lines_of_a_later_version() -> None:
+    """Fields behind the known ones are passed over."""
+    assert envelope.decode_native(b"[0,1,2,3]", DEPTH) == Message(1)
+    assert envelope.decode_control({"cmd": "NODE_HANDLEIPC", "later": [1]}) == Control()
+
+
+def test_decode_of_deep_message() -> None:
+    """A message at the limit passes inside each envelope; far deeper ones are refused."""
+    deep = b"[" * 10 + b"]" * 10
+    assert envelope.decode_native(b"[0," + deep + b"]", 10) == Message(json.loads(deep))
+    line = envelope.spell_handle(1, 1, "t", b"null", {"details": json.loads(deep)})
+    assert isinstance(envelope.decode_native(line[:-1], 10), Handle)
+    with pytest.raises(MalformedEnvelope, match="nested too deep"):
+        envelope.decode_native(b"[0,[[[" + deep + b"]]]]", 10)
+    with pytest.raises(MalformedEnvelope, match="too deep"):
+        envelope.decode_native(b"[" * 1_000_000, 10)
+
+
+# -- control lines -------------------------------------------------------------------------------
+
+
+def test_decode_of_control() -> None:
+    """Fields that are not there have their defaults, and the others their values."""
+    assert envelope.decode_control({}) == Control(0, None, 0, 0, [], None)
+    fields = {"ack": 0, "refuse": [[1, 2, "kind"], [3, 3, "new"]], "again": [4, 5]}
+    control = envelope.decode_control(fields)
+    assert control.ack == 0
+    assert control.refuse == [(1, 2, "kind"), (3, 3, "new")]
+    assert control.again == (4, 5)
+
+
+def test_decode_of_control_has_no_memory() -> None:
+    """The list that a control line left out is a new one each time."""
+    envelope.decode_control({}).refuse.append((1, 1, "x"))
+    assert envelope.decode_control({}).refuse == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"native": -1},
+        {"native": True},
+        {"native": 1.0},
+        {"native": "1"},
+        {"native": None},
+        {"ack": -1},
+        {"ack": 2**53},
+        {"ack": "1"},
+        {"ack": []},
+        {"handles": -1},
+        {"handles": 2**70},
+        {"bytes": 1.5},
+        {"refuse": None},
+        {"refuse": [1]},
+        {"refuse": [[1, 1]]},
+        {"refuse": [[1, 1, "x", 1]]},
+        {"refuse": [[0, 1, "x"]]},
+        {"refuse": [[1, 1, 1]]},
+        {"refuse": {"1": 1}},
+        {"again": [1]},
+        {"again": [0, 1]},
+        {"again": 1},
+    ],
+)
+def test_decode_of_control_with_a_wrong_field(fields: dict[str, object]) -> None:
+    """A field of the wrong type or out of bounds is the peer's fault."""
+    with pytest.raises(MalformedEnvelope, match="control line"):
+        envelope.decode_control(fields)
+
+
+def test_lines_are_compared_by_value() -> None:
+    """The classes of lines are plain records."""
+    assert msgspec.structs.astuple(Handle(1, 2, "t", None)) == (1, 2, "t", None, None)
