@@ -172,7 +172,7 @@ class ChannelProtocol:
             what = stage.marks.popleft()[1]
             if isinstance(what, Entry):
                 outgoing.written(what)
-            elif isinstance(what, int):
+            else:
                 self.incoming.control_passed(what)
         if stage.offset == len(stage.data):
             outgoing.stage = None

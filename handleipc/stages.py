@@ -64,7 +64,8 @@ class Late(Entry):
 class Stage:
     """What one ``sendmsg`` may carry: bytes, and descriptors with the first of them.
 
-    ``marks`` are pairs of an end offset and what to do when the kernel has everything before it.
+    ``marks`` are pairs of an end offset and what the kernel has with everything before it: a
+    message somebody waits for, or the number of a control stage.
     ``items`` are the queue items spelled here, so that a stage not begun can be taken apart.
     """
 
@@ -77,7 +78,7 @@ class Stage:
         self.entries: list[Entry] = []
         self.fds: list[int] = []
         self.items: list[bytes | Entry] = []
-        self.marks: deque[tuple[int, object]] = deque()
+        self.marks: deque[tuple[int, Entry | int]] = deque()
         self.resends = False
 
 

@@ -14,6 +14,7 @@ from handleipc.exceptions import (
 )
 from handleipc.limits import Limits
 from handleipc.protocol import Invitation, State
+from handleipc.stages import Late
 from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native
 
 ACK = b'{"cmd":"NODE_HANDLE_ACK"}\n'
@@ -1075,3 +1076,138 @@ def test_a_pending_handle_says_what_it_lacks() -> None:
     entry = end.send(b"1", [5], read=lambda: [])
     with pytest.raises(DescriptorReleased):
         entry.pending.filenos()
+
+
+# -- corners --------------------------------------------------------------------------------------
+
+
+def test_asking_when_it_is_not_time() -> None:
+    """With no hole, or an answer due, the timer of asking does nothing."""
+    end = native()
+    holes = end.protocol.incoming.holes
+    assert holes.on_ask_time() is None
+    end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [], lost=True)
+    end.wait()
+    end.lines()
+    assert holes.on_ask_time() is None
+    assert holes.ask is None
+
+
+def test_asking_for_a_run_of_holes() -> None:
+    """As many as lack the same number of descriptors, behind what was delivered, and a few."""
+    end = native(Limits(window=40, ready=1), slots=99)
+    end.feed(
+        b'[1,2]\n[2,1,1,"x",1]\n[2,2,1,"x",2]\n[0,0]\n[2,3,1,"x",3]\n'.replace(b"1,2]", b"1,3]", 1),
+        [5, 6],
+        lost=True,
+    )
+    end.feed(b'[1,2]\n[2,4,2,"x",4]\n', [7, 8])
+    end.wait()
+    assert b'"again":[3,1]' in end.lines()
+    end = native(Limits(window=40))
+    end.feed(b"[1,20]\n" + b"".join(b'[2,%d,1,"x",1]\n' % i for i in range(1, 21)), [], lost=True)
+    end.wait()
+    assert b'"again":[1,16]' in end.lines()
+
+
+def test_settling_closes_what_can_be_closed() -> None:
+    """A handle without a close method is left to the garbage collector."""
+    end = native()
+    end.protocol.incoming._convert = lambda *_: object()
+    end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
+    end.protocol.receive_eof()
+    assert end.take() == []
+
+
+def test_messages_of_a_closing_end_are_dropped_when_it_fails() -> None:
+    """They were dropped before as well."""
+    end = native()
+    end.protocol.disconnect(9.0)
+    end.feed(b"[0,1]\ngarbage\n")
+    assert end.take() == []
+
+
+def test_water_marks() -> None:
+    """Above from the high mark on, until at the low one; bytes and handles alike."""
+    limits = Limits(
+        high_water_bytes=100, low_water_bytes=10, high_water_handles=4, low_water_handles=1
+    )
+    end = native(limits)
+    outgoing = end.protocol.outgoing
+    assert not outgoing.is_above_water()
+    end.protocol.send(b'"%s"' % (b"x" * 100))
+    assert outgoing.is_above_water()
+    end.protocol.next_stage()
+    end.protocol.wrote(50)
+    assert outgoing.unsent_bytes > 10
+    assert outgoing.is_above_water()
+    end.write()
+    assert not outgoing.is_above_water()
+    for i in range(4):
+        end.send(b"1", [5 + i])
+    assert outgoing.is_above_water()
+    assert outgoing.waiting_handles == 4
+    end.write()
+    assert outgoing.is_above_water()
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":3,"handles":9,"bytes":2097152}\n')
+    assert not outgoing.is_above_water()
+
+
+def test_a_retransmission_no_larger_than_the_kernel_takes() -> None:
+    """What does not fit into one write comes in the next."""
+    end = native(Limits(set_size=253))
+    end.send(b"1", list(range(10, 210)))
+    end.send(b"2", list(range(300, 400)))
+    end.write()
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","again":[1,2]}\n')
+    assert [len(fds) for _, fds in end.write()] == [200, 100]
+
+
+@pytest.mark.parametrize("dialect", ["node", "native"])
+def test_a_retransmission_parked_and_sent(dialect: str) -> None:
+    """Refused for a while, it is spelled again and goes, in either dialect."""
+    end = native() if dialect == "native" else Fed()
+    end.send(b"1", [5])
+    end.write()
+    end.feed(NACK if dialect == "node" else b'{"cmd":"NODE_HANDLEIPC","again":[1,1]}\n')
+    if dialect == "node":
+        end.wait()
+    assert end.protocol.next_stage().fds == [5]
+    end.protocol.write_refused()
+    end.wait()
+    assert [fds for _, fds in end.write()] == [[5]]
+
+
+@pytest.mark.parametrize("dialect", ["node", "native"])
+def test_a_message_made_late(dialect: str) -> None:
+    """It is made when it is spelled, again if that did not leave, and ends once."""
+    end = native() if dialect == "native" else Fed()
+    made: list[int] = []
+    ended: list[bool] = []
+
+    def make() -> bytes:
+        made.append(len(made))
+        return b"%d" % made[-1]
+
+    end.protocol.send(b'"first"')
+    end.protocol.send(Late(make, lambda: ended.append(True)))
+    assert not made
+    entry = end.send(b'"last"')
+    assert b"0" in end.protocol.next_stage().data
+    assert end.protocol.outgoing.withdraw(entry)
+    lines = end.lines()
+    assert b"first" in lines
+    assert b"1" in lines
+    assert b"last" not in lines
+    assert ended == [True]
+    end.protocol.send(Late(make, lambda: ended.append(True)))
+    end.protocol.receive_eof()
+    assert ended == [True, True]
+
+
+def test_the_kernel_takes_control_in_parts() -> None:
+    """Only the whole of a control line counts as said."""
+    end = native()
+    end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
+    assert [len(data) for data, _ in end.write(limit=10)][-1] <= 10
+    assert [message for message, _ in end.take()] == [1]

@@ -855,3 +855,89 @@ def test_given_back_and_handed_to_another() -> None:
 def test_nonsense_is_no_number_of_connections() -> None:
     """The mark for nonsense can be no answer of a peer."""
     assert NONSENSE < 0
+
+
+def test_came_home_while_we_count() -> None:
+    """Its process counted it, then ended, and it had come back: it is not counted twice."""
+    a, b = link("a", "b")
+    c, slow = link("c", "slow")
+    group = opened(2)
+    theirs = hand_on(group, a, b)
+    hand_on(group, c, slow)
+    answer = Answer(group)
+    run(a, b)
+    back = hand_on(theirs, b, a)
+    a.lists.ended()
+    assert group.local == 1
+    run(c, slow)
+    assert answer.result == (2, set())
+    back.closed_here()
+    assert group.local == 0
+
+
+def test_came_home_and_handed_on() -> None:
+    """What came home goes out again as the server's own."""
+    a, b = link("a", "b")
+    c, d = link("c", "d")
+    group = opened(1)
+    back = hand_on(hand_on(group, a, b), b, a)
+    a.lists.ended()
+    theirs = hand_on(back, c, d)
+    assert (group.local, count(group, c, d)) == (0, 1)
+    theirs.closed_here()
+    assert count(group, c, d) == 0
+
+
+def test_went_out_again_to_a_peer_that_reports_nothing() -> None:
+    """Nobody would say that it moved on: it is not waited for where it has been."""
+    a, b = link("a", "b")
+    a.takes_reports = b.takes_reports = False
+    c, d = link("c", "d")
+    group = opened(1)
+    back = hand_on(hand_on(group, a, b, reports=False), b, a, reports=False)
+    theirs = hand_on(back, c, d)
+    assert count(group, a, b, c, d) == 1
+    theirs.closed_here()
+    run(a, b, c, d)
+    assert group.is_empty
+
+
+def test_a_list_of_another_group_of_the_same_key() -> None:
+    """A channel has one list for each key: a connection of another group counts in its owner."""
+    a, b = link("a", "b")
+    c, _ = link("c", "x")
+    mine = opened(1)
+    hand_on(mine, a, b)
+    other = c.lists.receiver(KEY)
+    other.opened_here()
+    theirs = hand_on(other, a, b)
+    assert (other.local, count(mine, a, b)) == (0, 2)
+    theirs.closed_here()
+    assert count(mine, a, b) == 1
+
+
+def test_a_group_forgotten_twice() -> None:
+    """A group of which another took the place is left alone."""
+    end = End("a")
+    group = end.lists.receiver(KEY)
+    group.opened_here()
+    group.closed_here()
+    again = end.lists.receiver(KEY)
+    assert again is not group
+    group.check_empty()
+    assert end.lists.receiver(KEY) is again
+
+
+def test_a_count_asked_for_when_the_channel_ended_meanwhile() -> None:
+    """Its answer goes nowhere."""
+    up, _ = link("up", "x")
+    down, far = link("down", "far")
+    group = up.lists.receiver(KEY)
+    group.opened_here()
+    hand_on(group, down, far)
+    up.hears("GET_COUNT")
+    up.lists.ended()
+    up.heard()
+    run(down, far)
+    assert up.heard() == []
+    assert not group.counting
