@@ -101,9 +101,13 @@ class Outgoing:
     @property
     def idle(self) -> bool:
         """Whether everything was written and every handle acknowledged."""
-        return self._head() is None and not (
-            self.window or self.node.entry or self.stage or self.parked
-        )
+        return self.stage is None and not self._owes_data
+
+    @property
+    def _owes_data(self) -> bool:
+        """Whether the peer does not have all that was sent; our own control does not count."""
+        has_stage = self.stage is not None and not self.stage.is_control
+        return bool(has_stage or self.parked or self.window or self.node.entry or self._head())
 
     @property
     def unsent_bytes(self) -> int:
@@ -440,7 +444,7 @@ class Outgoing:
             in_doubt: True if a node-dialect peer lives on: it may own the handle in flight, and
                 two owners are worse than none.
         """
-        self.lost_something = not self.idle
+        self.lost_something = self._owes_data
         for stage in (self.stage, self.parked):
             if stage is not None:
                 for entry in stage.entries:

@@ -1211,3 +1211,13 @@ def test_the_kernel_takes_control_in_parts() -> None:
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
     assert [len(data) for data, _ in end.write(limit=10)][-1] <= 10
     assert [message for message, _ in end.take()] == [1]
+
+
+def test_control_that_could_not_be_said_is_no_loss() -> None:
+    """A ``flush`` fails for what was sent, not for a grant that nobody reads any more."""
+    end = native()
+    end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
+    assert end.protocol.next_stage().is_control
+    assert not end.protocol.outgoing.idle
+    end.protocol.receive_eof()
+    assert not end.protocol.outgoing.lost_something
