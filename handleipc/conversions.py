@@ -16,7 +16,7 @@ from handleipc.ancillary import KIND_FIFO, KIND_LISTENING, KIND_SOCKET, descript
 from handleipc.connection import BaseConnection, family_of, protocol_of, type_of
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.fds import DescriptorOwner, FileDescriptor
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held, Lent, Moved, PendingHandle
 from handleipc.typing import HasFileno, Options
 
 __all__ = [
@@ -136,9 +136,7 @@ def pend_held(
     # Node does not set the mode of what it receives; a blocking descriptor would freeze its loop
     # (node-wire.md fact 3). The flag belongs to the open file description: our copy shares it.
     os.set_blocking(source.fileno(), False)
-    return PendingHandle(
-        handle, tag, options, read=lambda: [source.fileno()], on_delivered=on_delivered
-    )
+    return Held(handle, tag, options, read=lambda: [source.fileno()], on_delivered=on_delivered)
 
 
 def pend_connection(connection: BaseConnection, keep_open: bool) -> PendingHandle:
@@ -147,22 +145,17 @@ def pend_connection(connection: BaseConnection, keep_open: bool) -> PendingHandl
     One that stays open here is counted here, so it travels without its key: Node counts it twice.
     Bytes that were read already go along, which only a native peer understands.
     """
-    options: Options = {}
+    options: Options | None = None
+    native_only = False
     if connection.group is not None and not keep_open:
-        options["key"] = connection.group.key
+        options = {"key": connection.group.key}
     if connection.head:
-        options["unread"] = spell_unread(connection.head)
-    native_only = bool(connection.head)
+        native_only = True
+        options = {**(options or {}), "unread": spell_unread(connection.head)}
     if keep_open:
         connection.fileno()  # refuses one that is closed or on its way
-        return PendingHandle(
-            connection,
-            NET_SOCKET,
-            options or None,
-            read=lambda: [connection.fileno()],
-            native_only=native_only,
-        )
-    return PendingHandle(connection, NET_SOCKET, options or None, native_only=native_only)
+        return Lent(connection, NET_SOCKET, options, native_only)
+    return Moved(connection, NET_SOCKET, options, native_only)
 
 
 def spell_unread(data: bytes) -> str:
@@ -185,8 +178,8 @@ def pend_fd(handle: FileDescriptor, keep_open: bool) -> PendingHandle:
     """Prepare a ``FileDescriptor``: moved, or with ``keep_open`` lent. Native dialect only."""
     if keep_open:
         handle.fileno()
-        return PendingHandle(handle, FD, read=lambda: [handle.fileno()], native_only=True)
-    return PendingHandle(handle, FD, native_only=True)
+        return Lent(handle, FD, None, True)
+    return Moved(handle, FD, None, True)
 
 
 def pend_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:

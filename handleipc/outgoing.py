@@ -26,6 +26,8 @@ from collections import deque
 from handleipc import envelope
 from handleipc.exceptions import DescriptorReleased, LocalProtocolError
 from handleipc.limits import Limits
+from handleipc.pending import PendingHandle
+from handleipc.sendqueue import SendQueue
 from handleipc.stages import Entry, EntryState, Late, NodeSlot, Stage
 from handleipc.system import System
 from handleipc.window import Window
@@ -35,6 +37,8 @@ __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
 # One stage spells this much; a longer line goes alone.
 STAGE_BYTES = 64 * 1024
 SET_MAX = 253
+# What spelling adds to a plain message.
+PLAIN_BYTES = len(envelope.spell_message(b"", True))
 
 PEER_SPEAKS_NODE = "the peer speaks the node dialect, which has no word for this kind of handle"
 
@@ -54,12 +58,8 @@ class Outgoing:
         self._limits = limits
         self._system = system
         self.native = False
-        self.queue: deque[bytes | Entry] = deque()
-        self.queued_bytes = 0
-        self.queued_handles = 0
-        self.outcomes: deque[tuple[Entry, str | None]] = deque()
-        """Entries that ended: (entry, None) if delivered or written, else why not."""
-
+        self.queue = SendQueue()
+        self.outcomes = self.queue.outcomes
         self._above_water = False
         self._one_by_one = False
         """Whether the kernel refused a set, and the handle to blame is being looked for."""
@@ -76,26 +76,13 @@ class Outgoing:
 
     # -- what the application sends --------------------------------------------------------------
 
-    def push(self, item: bytes | Entry) -> None:
-        """Queue a message."""
-        self.queue.append(item)
-        if type(item) is bytes:
-            self.queued_bytes += len(item)
-        else:
-            self.queued_bytes += len(item.line)  # type: ignore[union-attr]
-            self.queued_handles += item.pending is not None  # type: ignore[union-attr]
-
     def withdraw(self, entry: Entry) -> bool:
         """Take a message back whose first byte has not left. Says whether that was possible."""
         if entry.state is EntryState.STAGED:
             self.take_back_parked()
         if entry.state is not EntryState.QUEUED:
             return False
-        # It stays in the queue as a hole, or a thousand cancellations would cost a million steps.
-        self._unqueue(entry)
-        entry.state = EntryState.ENDED
-        if entry.pending is not None:
-            entry.pending.returned()
+        self.queue.withdraw(entry)
         return True
 
     @property
@@ -107,12 +94,12 @@ class Outgoing:
     def _owes_data(self) -> bool:
         """Whether the peer does not have all that was sent; our own control does not count."""
         has_stage = self.stage is not None and not self.stage.is_control
-        return bool(has_stage or self.parked or self.window or self.node.entry or self._head())
+        return bool(has_stage or self.parked or self.window or self.node.entry or self.queue.head())
 
     @property
     def unsent_bytes(self) -> int:
         """Bytes that the kernel does not have yet."""
-        size = self.queued_bytes
+        size = self.queue.bytes
         for stage in (self.stage, self.parked):
             if stage is not None:
                 size += len(stage.data) - stage.offset
@@ -126,12 +113,15 @@ class Outgoing:
     @property
     def waiting_handles(self) -> int:
         """Handles queued or not yet acknowledged."""
-        return self.queued_handles + self.handles_out
+        return self.queue.handles + self.handles_out
 
     def is_above_water(self) -> bool:
         """Say whether senders should wait: from the high-water mark until below the low one."""
         limits = self._limits
-        size, handles = self.unsent_bytes, self.waiting_handles
+        size = self.queue.bytes
+        if self.stage is not None or self.parked is not None:
+            size = self.unsent_bytes
+        handles = self.queue.handles + len(self.window.unacked) + (self.node.entry is not None)
         if self._above_water:
             self._above_water = size > limits.low_water_bytes or handles > limits.low_water_handles
         else:
@@ -143,7 +133,7 @@ class Outgoing:
     @property
     def native_only_first(self) -> bool:
         """Whether the next message to leave is a handle that waits for the peer to switch."""
-        head = self._head()
+        head = self.queue.head()
         return isinstance(head, Entry) and head.pending is not None and head.pending.native_only
 
     # -- stages ----------------------------------------------------------------------------------
@@ -168,7 +158,7 @@ class Outgoing:
 
     def written(self, entry: Entry) -> None:
         """The kernel has the whole line of a plain message somebody waits for."""
-        self._end(entry, None)
+        self.queue.end(entry, None)
 
     def _node_stage(self) -> Stage | None:
         if self.node.entry is not None:
@@ -181,24 +171,27 @@ class Outgoing:
         lines: list[bytes] = []
         stage = Stage(b"")
         size = 0
-        while size < STAGE_BYTES and (item := self._head()) is not None:
+        while size < STAGE_BYTES and (item := self.queue.head()) is not None:
             if isinstance(item, Entry) and item.pending is not None:
                 if lines:
                     break
                 if item.pending.native_only:
                     if self.hold_native_only:
                         return None
-                    self.fail_head(PEER_SPEAKS_NODE)
+                    self.queue.fail_head(PEER_SPEAKS_NODE)
                     continue
-                self.queue.popleft()
-                self._unqueue(item)
+                self.queue.take()
                 self.node.put(item)
                 self._system.in_flight.add(1)
                 handle_stage = self._node_handle_stage(item)
                 if handle_stage is not None:
                     return handle_stage
                 continue
-            self._stage_plain(stage, lines, item, size)
+            if isinstance(item, Entry):
+                self._stage_waited(stage, lines, size)
+            else:
+                stage.items.append(self.queue.take())
+                lines.append(envelope.spell_message(item, False))
             size += len(lines[-1])
         return self._finish(stage, lines)
 
@@ -223,75 +216,91 @@ class Outgoing:
         return stage
 
     def _native_stage(self) -> Stage | None:
-        set_size = 1 if self._one_by_one else self._limits.set_size
-        lines: list[bytes] = []
+        window, queue = self.window, self.queue.items
         stage = Stage(b"")
-        size = handles = 0
-        window = self.window
-        while size < STAGE_BYTES and window.bytes_sent < window.may_bytes:
-            item = self._head()
-            if item is None:
+        items, fds = stage.items, stage.fds
+        lines: list[bytes] = []
+        plain: list[bytes] = []
+        numbered: list[Entry] = []
+        room = self._handles_allowed()
+        size, most = 0, min(STAGE_BYTES, window.may_bytes - window.bytes_sent)
+        while size < most and queue:
+            item = queue[0]
+            if type(item) is bytes:
+                plain.append(queue.popleft())  # type: ignore[arg-type]
+                size += len(item) + PLAIN_BYTES
+                items.append(item)
+                continue
+            if plain:
+                lines.append(self._spell_plain(plain))
+                plain = []
+            assert isinstance(item, Entry)
+            pending = item.pending
+            if item.state is EntryState.ENDED:
+                queue.popleft()
+            elif pending is None:
+                self._stage_waited(stage, lines, size)
+                size += len(lines[-1])
+            elif len(numbered) >= room or len(fds) + pending.fds_needed > SET_MAX:
                 break
-            if isinstance(item, Entry) and item.pending is not None:
-                if handles == set_size or not self._may_number(item, len(stage.fds)):
-                    break
-                line = self._number(item, stage)
-                if line is None:
-                    continue
-                lines.append(line)
-                handles += 1
             else:
-                self._stage_plain(stage, lines, item, size)
-            size += len(lines[-1])
-            window.bytes_sent += len(lines[-1])
-        if stage.fds:
-            head = envelope.spell_count(len(stage.fds))
+                line = self._stage_handle(item, pending, window.numbered + len(numbered) + 1, fds)
+                if line is not None:
+                    lines.append(line)
+                    size += len(line)
+                    items.append(item)
+                    numbered.append(item)
+        if plain:
+            lines.append(self._spell_plain(plain))
+        window.bytes_sent += size
+        if numbered:
+            window.number(numbered)
+            self._system.in_flight.add(len(numbered))
+            stage.entries += numbered
+            head = envelope.spell_count(len(fds))
             lines.insert(0, head)
             stage.marks = deque((end + len(head), what) for end, what in stage.marks)
         return self._finish(stage, lines)
 
-    def _may_number(self, entry: Entry, staged: int) -> bool:
-        assert entry.pending is not None
-        return (
-            self.window.numbered < self.window.may_handles
-            and staged + entry.pending.fds_needed <= SET_MAX
-            and self._system.in_flight.may_add(len(self.window), self._limits.in_flight)
+    def _handles_allowed(self) -> int:
+        """Return how many more handles one stage may number now."""
+        window, limits = self.window, self._limits
+        return min(
+            1 if self._one_by_one else limits.set_size,
+            window.may_handles - window.numbered,
+            self._system.in_flight.allowance(len(window.unacked), limits.in_flight),
         )
 
-    def _number(self, entry: Entry, stage: Stage) -> bytes | None:
-        """Give the handle at the head of the queue its number, and spell it."""
-        pending = entry.pending
-        assert pending is not None
-        try:
-            fds = pending.filenos()
-        except DescriptorReleased as error:
-            self.fail_head(str(error))
-            return None
-        self.queue.popleft()
-        self._unqueue(entry)
-        sequence = self.window.number(entry)
-        entry.state = EntryState.STAGED
-        self._system.in_flight.add(1)
-        stage.items.append(entry)
-        stage.entries.append(entry)
-        stage.fds += fds
-        return envelope.spell_handle(sequence, len(fds), pending.tag, entry.line, pending.options)
+    def _spell_plain(self, plain: list[bytes]) -> bytes:
+        """Spell plain messages that stood in the queue one after the other."""
+        self.queue.bytes -= sum(map(len, plain))
+        return envelope.spell_messages(plain)
 
-    def _stage_plain(
-        self, stage: Stage, lines: list[bytes], item: bytes | Entry, size: int
-    ) -> None:
-        self.queue.popleft()
-        if isinstance(item, Entry):
-            self._unqueue(item)
-            item.state = EntryState.STAGED
-            line = item.make() if isinstance(item, Late) else item.line
-            lines.append(envelope.spell_message(line, self.native))
-            stage.entries.append(item)
-            stage.marks.append((size + len(lines[-1]), item))
-        else:
-            self.queued_bytes -= len(item)
-            lines.append(envelope.spell_message(item, self.native))
-        stage.items.append(item)
+    def _stage_handle(
+        self, entry: Entry, pending: PendingHandle, sequence: int, fds: list[int]
+    ) -> bytes | None:
+        """Spell the handle at the head of the queue; None if it was closed meanwhile."""
+        count = pending.fds_needed
+        try:
+            if count == 1:
+                fds.append(pending.fileno())
+            else:
+                fds += pending.filenos()
+        except DescriptorReleased as error:
+            self.queue.fail_head(str(error))
+            return None
+        self.queue.take()
+        return envelope.spell_handle(sequence, count, pending.tag, entry.line, pending.options)
+
+    def _stage_waited(self, stage: Stage, lines: list[bytes], size: int) -> None:
+        """Spell the plain message at the head of the queue, for which somebody waits."""
+        entry = self.queue.take()
+        assert isinstance(entry, Entry)
+        line = entry.make() if isinstance(entry, Late) else entry.line
+        lines.append(envelope.spell_message(line, self.native))
+        stage.entries.append(entry)
+        stage.items.append(entry)
+        stage.marks.append((size + len(lines[-1]), entry))
 
     @staticmethod
     def _finish(stage: Stage, lines: list[bytes]) -> Stage | None:
@@ -368,12 +377,7 @@ class Outgoing:
                 elif item.pending is not None:
                     self.window.unnumber(item)
                     self._system.in_flight.release(1)
-                item.state = EntryState.QUEUED
-            self.queue.appendleft(item)
-            size = len(item.line) if isinstance(item, Entry) else len(item)
-            self.queued_bytes += size
-            if isinstance(item, Entry) and item.pending is not None:
-                self.queued_handles += 1
+            self.queue.put_back(item)
         if self.native:
             head = len(envelope.spell_count(len(stage.fds))) if stage.fds else 0
             self.window.bytes_sent -= len(stage.data) - head
@@ -394,8 +398,8 @@ class Outgoing:
         self._one_by_one = len(refused) > 1
         if not self._one_by_one:
             # It stays in the queue, as a hole.
-            self._unqueue(refused[0])
-            self._end(refused[0], reason)
+            self.queue.uncount(refused[0])
+            self.queue.end(refused[0], reason)
 
     # -- what the peer says ----------------------------------------------------------------------
 
@@ -417,24 +421,17 @@ class Outgoing:
         """Every handle up to ``ack`` is the peer's. Raises as ``Window.acknowledge``."""
         ended = self.window.acknowledge(ack)
         for entry in ended:
-            self._end(entry, None)
+            self.queue.end(entry, None)
         if ended:
             self._system.in_flight.release(len(ended))
 
     def refused(self, first: int, count: int, code: str) -> None:
         """Handles that the peer gives back. Raises as ``Window.refuse``."""
         for entry in self.window.refuse(first, count):
-            self._end(entry, f"refused by the peer: {code}")
+            self.queue.end(entry, f"refused by the peer: {code}")
             self._system.in_flight.release(1)
 
     # -- ends ------------------------------------------------------------------------------------
-
-    def fail_head(self, reason: str) -> None:
-        """Give the handle at the head of the queue back."""
-        entry = self.queue.popleft()
-        assert isinstance(entry, Entry)
-        self._unqueue(entry)
-        self._end(entry, reason)
 
     def settle(self, reason: str, *, in_doubt: bool) -> None:
         """The channel has ended: everything not acknowledged comes back, in order.
@@ -449,50 +446,19 @@ class Outgoing:
             if stage is not None:
                 for entry in stage.entries:
                     if entry.pending is None and entry.state is not EntryState.ENDED:
-                        self._end(entry, reason)
+                        self.queue.end(entry, reason)
         if self.node.entry is not None:
             doubtful = in_doubt and self.node.entry.state is EntryState.SENT
             self._end_node(f"in doubt: {reason}" if doubtful else reason, doubtful=doubtful)
         self._system.in_flight.release(len(self.window))
         for entry in self.window.clear():
-            self._end(entry, reason)
-        for item in self.queue:
-            if isinstance(item, Entry) and item.state is EntryState.QUEUED:
-                self._end(item, reason)
-        self.queue.clear()
+            self.queue.end(entry, reason)
+        self.queue.settle(reason)
         self.stage = self.parked = None
-        self.queued_bytes = self.queued_handles = 0
 
     def _end_node(self, reason: str | None, *, doubtful: bool = False) -> None:
         entry = self.node.entry
         assert entry is not None
         self.node.clear()
         self._system.in_flight.release(1)
-        self._end(entry, reason, doubtful=doubtful)
-
-    def _end(self, entry: Entry, reason: str | None, *, doubtful: bool = False) -> None:
-        entry.state = EntryState.ENDED
-        if isinstance(entry, Late):
-            entry.ended()
-        pending = entry.pending
-        if pending is not None:
-            # In doubt the peer may own it, and lives: at most one owner means that our copy goes.
-            if reason is None or doubtful:
-                pending.delivered()
-            else:
-                pending.returned()
-        self.outcomes.append((entry, reason))
-
-    def _unqueue(self, entry: Entry) -> None:
-        self.queued_bytes -= len(entry.line)
-        self.queued_handles -= entry.pending is not None
-
-    def _head(self) -> bytes | Entry | None:
-        """Return what is to leave next, dropping what was withdrawn."""
-        queue = self.queue
-        while queue:
-            head = queue[0]
-            if not isinstance(head, Entry) or head.state is not EntryState.ENDED:
-                return head
-            queue.popleft()
-        return None
+        self.queue.end(entry, reason, doubtful=doubtful)

@@ -9,101 +9,119 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from handleipc.exceptions import DescriptorReleased
 from handleipc.fds import DescriptorOwner
 from handleipc.typing import Options
 
-__all__ = ["PendingHandle"]
+__all__ = ["Held", "Lent", "Moved", "PendingHandle"]
 
 
 class PendingHandle:
-    """One handle on its way.
-
-    A ``DescriptorOwner`` that is to be handed over is *moved*: its descriptor lives here until the
-    end. Anything else is *held*: the object keeps its descriptors, which are read when the line is
-    written, so that a number closed and reused meanwhile is never sent.
+    """One handle on its way. Subclasses say where its descriptors are meanwhile.
 
     Args:
         handle: the object the application gave to ``send``.
         tag: its type on the wire.
         options: what travels beside the message, or None.
-        read: returns the descriptors of a held object as they are now; None to move ``handle``.
-        fds_needed: how many descriptors it takes.
         native_only: True if a node-dialect peer has no word for it.
-        on_delivered: called at the acknowledgement of a held object; None if it stays as it is.
     """
 
-    __slots__ = (
-        "_fd",
-        "_read",
-        "fds_needed",
-        "handle",
-        "native_only",
-        "on_delivered",
-        "on_handed_on",
-        "options",
-        "tag",
-    )
+    __slots__ = ("handle", "native_only", "on_handed_on", "options", "tag")
+
+    fds_needed: int = 1
+    """How many descriptors it takes."""
 
     def __init__(
         self,
-        handle: object,
+        handle: Any,
         tag: str,
         options: Options | None = None,
-        *,
-        read: Callable[[], list[int]] | None = None,
-        fds_needed: int = 1,
         native_only: bool = False,
-        on_delivered: Callable[[], None] | None = None,
     ) -> None:
         self.handle = handle
         self.tag = tag
         self.options = options
-        self.fds_needed = fds_needed
         self.native_only = native_only
         self.on_handed_on: Callable[[], None] | None = None
         """Called first when the peer owns it, for those who count."""
-        self._read = read
-        self.on_delivered = on_delivered
-        self._fd = -1
-        if read is None:
-            assert isinstance(handle, DescriptorOwner)
-            self._fd = handle.move()
 
     @property
     def is_given_away(self) -> bool:
         """Whether this end's copy is to go at the acknowledgement."""
-        return self._read is None or self.on_delivered is not None
+        return False
 
-    def filenos(self) -> list[int]:
-        """Return the descriptors as they are now, borrowed for one write.
+    def fileno(self) -> int:
+        """Return the descriptor as it is now, borrowed for one write; of several the first.
 
         Raises:
             DescriptorReleased: the application closed the object while it waited.
         """
-        if self._read is None:
-            return [self._fd]
-        fds = self._read()
-        if len(fds) != self.fds_needed or min(fds) < 0:
-            raise DescriptorReleased("the handle was closed while it waited to be sent")
-        return fds
+        raise NotImplementedError
+
+    def filenos(self) -> list[int]:
+        """Return all of them. Raises as ``fileno``."""
+        return [self.fileno()]
 
     def delivered(self) -> None:
         """The peer owns it: our copy goes, unless it is to stay."""
         if self.on_handed_on is not None:
             self.on_handed_on()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self.handle.moved()  # type: ignore[attr-defined]
-        elif self.on_delivered is not None:
-            self.on_delivered()
 
     def returned(self) -> None:
         """It was not delivered: it is the application's again."""
+
+
+class Lent(PendingHandle):
+    """A ``DescriptorOwner`` that keeps its descriptor.
+
+    Read when the line is written, so that a number closed and reused meanwhile is never sent.
+    """
+
+    __slots__ = ()
+
+    def fileno(self) -> int:
+        """As ``PendingHandle.fileno``."""
+        return int(self.handle.fileno())
+
+
+class Moved(PendingHandle):
+    """A ``DescriptorOwner`` to be handed over: its descriptor lives here until the end."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(
+        self,
+        handle: DescriptorOwner,
+        tag: str,
+        options: Options | None = None,
+        native_only: bool = False,
+    ) -> None:
+        super().__init__(handle, tag, options, native_only)
+        self._fd = handle.move()
+
+    @property
+    def is_given_away(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """As ``PendingHandle.fileno``; nobody can close it meanwhile."""
+        return self._fd
+
+    def delivered(self) -> None:
+        """Close our copy."""
+        if self.on_handed_on is not None:
+            self.on_handed_on()
+        os.close(self._fd)
+        self._fd = -1
+        self.handle.moved()
+
+    def returned(self) -> None:
+        """Give the descriptor back to its owner."""
         if self._fd >= 0:
-            self.handle.restore(self._fd)  # type: ignore[attr-defined]
+            self.handle.restore(self._fd)
             self._fd = -1
 
     def __del__(self) -> None:
@@ -112,6 +130,57 @@ class PendingHandle:
             text = f"{self.handle!r} was dropped on its way"
             os.close(self._fd)
             self._fd = -1
-            self.handle.moved()  # type: ignore[attr-defined]
+            self.handle.moved()
             # Last, since a filter may turn it into an exception.
             warnings.warn(text, ResourceWarning, stacklevel=2)
+
+
+class Held(PendingHandle):
+    """An object that keeps its descriptors, which are read when the line is written.
+
+    Args:
+        handle, tag, options, native_only: as ``PendingHandle``.
+        read: returns the descriptors as they are now.
+        fds_needed: how many there are.
+        on_delivered: called at the acknowledgement; None if the object stays as it is.
+    """
+
+    __slots__ = ("_read", "fds_needed", "on_delivered")
+
+    def __init__(
+        self,
+        handle: object,
+        tag: str,
+        options: Options | None = None,
+        *,
+        read: Callable[[], list[int]],
+        fds_needed: int = 1,
+        native_only: bool = False,
+        on_delivered: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(handle, tag, options, native_only)
+        self._read = read
+        self.fds_needed = fds_needed
+        self.on_delivered = on_delivered
+
+    @property
+    def is_given_away(self) -> bool:
+        """Whether something happens to the object at the acknowledgement."""
+        return self.on_delivered is not None
+
+    def fileno(self) -> int:
+        """As ``PendingHandle.fileno``."""
+        return self.filenos()[0]
+
+    def filenos(self) -> list[int]:
+        """As ``PendingHandle.filenos``."""
+        fds = self._read()
+        if len(fds) != self.fds_needed or min(fds) < 0:
+            raise DescriptorReleased("the handle was closed while it waited to be sent")
+        return fds
+
+    def delivered(self) -> None:
+        """Tell the object."""
+        super().delivered()
+        if self.on_delivered is not None:
+            self.on_delivered()

@@ -128,7 +128,7 @@ class ChannelProtocol:
 
     def send(self, item: bytes | Entry) -> None:
         """Queue a message that is encoded already. The caller checked the state and the limits."""
-        self.outgoing.push(item)
+        self.outgoing.queue.push(item)
 
     def next_stage(self) -> Stage | None:
         """Return what to write now, or None.

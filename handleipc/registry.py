@@ -14,7 +14,7 @@ from handleipc import codec, conversions
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.fds import FileDescriptor
 from handleipc.incoming import Refusal
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held, PendingHandle
 from handleipc.typing import JSON, Options
 
 __all__ = ["Builder", "Conversion", "Fallback", "Pender", "Registry"]
@@ -181,7 +181,7 @@ def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> P
     # Refuses what is not JSON before anything leaves.
     codec.encode(details, DETAILS_DEPTH)
     close = getattr(obj, "close", None)
-    return PendingHandle(
+    return Held(
         obj,
         conversion.tag,
         {"details": details} if details is not None else None,

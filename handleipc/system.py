@@ -48,9 +48,12 @@ class InFlight:
         self.total = 0
         self._waiting: list[Callable[[], None]] = []
 
-    def may_add(self, own: int, limit: int) -> bool:
-        """Say whether a channel with ``own`` of the handles in flight may add one to ``limit``."""
-        return own == 0 or own < limit - self.total
+    def allowance(self, own: int, limit: int) -> int:
+        """Return how many a channel with ``own`` of the handles in flight may add, up to ``limit``.
+
+        Each one added makes its own count larger and what is free smaller.
+        """
+        return max(own == 0, (limit - self.total - own + 1) // 2)
 
     def add(self, count: int) -> None:
         """Count handles that are about to be written."""

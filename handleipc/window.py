@@ -43,12 +43,12 @@ class Window:
     def __len__(self) -> int:
         return len(self.unacked)
 
-    def number(self, entry: Entry) -> int:
-        """Give a handle the next number."""
-        self.numbered += 1
-        entry.sequence = self.numbered
-        self.unacked[self.numbered] = entry
-        return self.numbered
+    def number(self, entries: list[Entry]) -> None:
+        """Give handles the next numbers, in order."""
+        for sequence, entry in enumerate(entries, self.numbered + 1):
+            entry.sequence = sequence
+            self.unacked[sequence] = entry
+        self.numbered += len(entries)
 
     def unnumber(self, entry: Entry) -> None:
         """Take the last number back: its line has not left."""
@@ -66,12 +66,19 @@ class Window:
             raise RemoteProtocolError(
                 f"the peer acknowledged handle {ack}, outside of {self.acked}..{self.numbered}"
             )
-        # Not there if it was refused.
-        ended = [
-            self._take(sequence, "acknowledged")
-            for sequence in range(self.acked + 1, ack + 1)
-            if sequence in self.unacked
-        ]
+        unacked = self.unacked
+        # Whatever comes before a handle that was sent was sent too.
+        last = unacked.get(ack)
+        if last is not None and last.state is not EntryState.SENT:
+            raise RemoteProtocolError(f"the peer acknowledged handle {ack}, which it does not have")
+        ended = []
+        for sequence in range(self.acked + 1, ack + 1):
+            entry = unacked.pop(sequence, None)
+            # None if it was refused.
+            if entry is not None:
+                ended.append(entry)
+        if self.resend:
+            self.resend = deque(sequence for sequence in self.resend if sequence > ack)
         self.acked = ack
         return ended
 

@@ -18,7 +18,7 @@ from handleipc.framing import DescriptorSet, LineFramer
 from handleipc.incoming import Refusal
 from handleipc.limits import Limits
 from handleipc.stages import Entry, EntryState
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held
 from handleipc.protocol import ChannelProtocol, Invitation, State
 from handleipc.system import InFlight, System
 
@@ -228,7 +228,7 @@ class World:
             end.protocol.send(entry)
             return
         token = Token(number, self.fds_of(number), self, end.name)
-        pending = PendingHandle(
+        pending = Held(
             token,
             "net.Socket",
             read=token.read,
@@ -409,7 +409,7 @@ class World:
                     end.open,
                     len(end.held),
                     end.protocol.outgoing.window.bytes_sent,
-                    len(end.protocol.outgoing.queue),
+                    len(end.protocol.outgoing.queue.items),
                     end.protocol.state,
                 )
                 for end in self.ends.values()

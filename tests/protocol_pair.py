@@ -8,7 +8,7 @@ from typing import Any
 from handleipc.framing import DescriptorSet, LineFramer
 from handleipc.incoming import Refusal
 from handleipc.limits import Limits
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held
 from handleipc.protocol import ChannelProtocol, Invitation, State
 from handleipc.stages import Entry
 from handleipc.system import InFlight, System
@@ -90,7 +90,7 @@ class Fed:
         """Queue a message, with a held handle if descriptors are given."""
         pending = None
         if fds:
-            pending = PendingHandle(
+            pending = Held(
                 f"handle {fds}",
                 options.pop("tag", "net.Socket"),
                 options.pop("details", None),

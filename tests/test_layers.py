@@ -20,7 +20,7 @@ LAYERS = [
     {"framing", "fds", "system"},
     {"ancillary", "pending", "codec"},
     {"envelope", "addresses", "stages", "pairing", "holes"},
-    {"window"},
+    {"sendqueue", "window"},
     {"incoming", "outgoing", "socketlist"},
     {"socketlists"},
     {"protocol", "connection"},

@@ -11,7 +11,7 @@ import pytest
 
 from handleipc.exceptions import DescriptorReleased
 from handleipc.fds import FileDescriptor
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held, Lent, Moved, PendingHandle
 
 
 def new_owner() -> FileDescriptor:
@@ -35,7 +35,7 @@ def test_moved_handle_takes_the_descriptor_along() -> None:
     """The owner is empty while its descriptor travels, and the same one is read each time."""
     owner = new_owner()
     fd = owner.fileno()
-    pending = PendingHandle(owner, "fd", {"k": 1})
+    pending = Moved(owner, "fd", {"k": 1})
     assert (pending.handle, pending.tag, pending.options) == (owner, "fd", {"k": 1})
     assert (pending.fds_needed, pending.native_only, pending.is_given_away) == (1, False, True)
     assert owner.closed
@@ -48,7 +48,7 @@ def test_moved_handle_delivered() -> None:
     """Delivered, our copy is closed, and the owner knows that it was handed over."""
     owner = new_owner()
     fd = owner.fileno()
-    pending = PendingHandle(owner, "fd")
+    pending = Moved(owner, "fd")
     pending.delivered()
     assert not is_open(fd)
     with pytest.raises(DescriptorReleased, match="was handed to another process"):
@@ -61,7 +61,7 @@ def test_moved_handle_returned() -> None:
     """Not delivered, the descriptor is the owner's again, once."""
     owner = new_owner()
     fd = owner.fileno()
-    pending = PendingHandle(owner, "fd")
+    pending = Moved(owner, "fd")
     pending.returned()
     assert owner.fileno() == fd
     owner.close()
@@ -72,12 +72,12 @@ def test_moved_handle_returned() -> None:
 def test_moved_handle_that_is_closed() -> None:
     """What is closed or on its way already cannot be moved."""
     owner = new_owner()
-    pending = PendingHandle(owner, "fd")
+    pending = Moved(owner, "fd")
     with pytest.raises(DescriptorReleased, match="on its way"):
-        PendingHandle(owner, "fd")
+        Moved(owner, "fd")
     pending.delivered()
     with pytest.raises(DescriptorReleased, match="was handed"):
-        PendingHandle(owner, "fd")
+        Moved(owner, "fd")
     gc.collect()
 
 
@@ -85,7 +85,7 @@ def test_moved_handle_dropped() -> None:
     """A handle that nobody settled is closed in the end, with a warning that names it."""
     owner = new_owner()
     fd = owner.fileno()
-    pending = PendingHandle(owner, "fd")
+    pending = Moved(owner, "fd")
     with pytest.warns(
         ResourceWarning, match="FileDescriptor is on its way.*was dropped on its way"
     ):
@@ -99,7 +99,7 @@ def test_moved_handle_dropped_where_warnings_are_errors(monkeypatch: pytest.Monk
     """The descriptor is closed although the warning became an exception (python -W error)."""
     owner = new_owner()
     fd = owner.fileno()
-    pending = PendingHandle(owner, "fd")
+    pending = Moved(owner, "fd")
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     with warnings.catch_warnings():
@@ -117,7 +117,7 @@ def test_handed_on_is_told_first() -> None:
     """Who counts hears that the peer owns it while the owner still knows its group, and once."""
     owner = new_owner()
     seen: list[str] = []
-    pending = PendingHandle(owner, "fd")
+    pending = Moved(owner, "fd")
     pending.on_handed_on = lambda: seen.append(repr(owner))
     pending.delivered()
     assert seen == ["<FileDescriptor is on its way to another process>"]
@@ -129,7 +129,7 @@ def test_handed_on_is_told_first() -> None:
 def test_held_handle_is_read_at_each_write() -> None:
     """The object keeps its descriptors; the numbers are those of the moment."""
     numbers = [[3, 4], [5, 6]]
-    pending = PendingHandle("object", "t", read=lambda: numbers.pop(0), fds_needed=2)
+    pending = Held("object", "t", read=lambda: numbers.pop(0), fds_needed=2)
     assert pending.filenos() == [3, 4]
     assert pending.filenos() == [5, 6]
     assert not pending.is_given_away
@@ -138,7 +138,7 @@ def test_held_handle_is_read_at_each_write() -> None:
 @pytest.mark.parametrize("numbers", [[], [-1, 3], [3, -1], [3], [3, 4, 5]])
 def test_held_handle_that_was_closed_meanwhile(numbers: list[int]) -> None:
     """Fewer, more or negative numbers mean that the object was closed while it waited."""
-    pending = PendingHandle("object", "t", read=lambda: numbers, fds_needed=2)
+    pending = Held("object", "t", read=lambda: numbers, fds_needed=2)
     with pytest.raises(DescriptorReleased, match="closed while it waited"):
         pending.filenos()
 
@@ -146,26 +146,33 @@ def test_held_handle_that_was_closed_meanwhile(numbers: list[int]) -> None:
 def test_held_handle_that_refuses_to_be_read() -> None:
     """An owner that has nothing left says so itself."""
     owner = new_owner()
-    pending = PendingHandle(owner, "fd", read=lambda: [owner.fileno()])
+    pending = Lent(owner, "fd")
+    assert pending.filenos() == [owner.fileno()]
     owner.close()
     with pytest.raises(DescriptorReleased, match="this FileDescriptor is closed"):
         pending.filenos()
 
 
+def test_base_has_no_descriptors() -> None:
+    """Where they are is for its kinds to say."""
+    with pytest.raises(NotImplementedError):
+        PendingHandle("o", "t").filenos()
+
+
 def test_held_handle_delivered() -> None:
     """At the acknowledgement the object is told, if it is given away."""
     calls: list[str] = []
-    pending = PendingHandle("o", "t", read=list, on_delivered=lambda: calls.append("closed"))
+    pending = Held("o", "t", read=list, on_delivered=lambda: calls.append("closed"))
     assert pending.is_given_away
     pending.delivered()
     assert calls == ["closed"]
-    PendingHandle("o", "t", read=list).delivered()
+    Held("o", "t", read=list).delivered()
 
 
 def test_held_handle_returned() -> None:
     """Not delivered, the object is as it was, and nobody is told."""
     calls: list[str] = []
-    pending = PendingHandle("o", "t", read=list, on_delivered=lambda: calls.append("closed"))
+    pending = Held("o", "t", read=list, on_delivered=lambda: calls.append("closed"))
     pending.returned()
     assert calls == []
 
@@ -173,7 +180,8 @@ def test_held_handle_returned() -> None:
 def test_held_handle_dropped() -> None:
     """A held object is not ours: dropping the handle says and closes nothing."""
     owner = new_owner()
-    pending = PendingHandle(owner, "fd", read=lambda: [owner.fileno()])
+    pending = Lent(owner, "fd")
+    assert not pending.is_given_away
     del pending
     gc.collect()
     assert not owner.closed

@@ -127,7 +127,7 @@ def put_data_before_control(monkeypatch: pytest.MonkeyPatch) -> None:
         ChannelProtocol,
         "_control",
         lambda self, control=ChannelProtocol._control: (
-            None if self.outgoing.queue or self.outgoing.parked else control(self)
+            None if self.outgoing.queue.items or self.outgoing.parked else control(self)
         ),
     )
 

@@ -12,7 +12,7 @@ from handleipc.ancillary import descriptor_kind
 from handleipc.exceptions import MessageNotSerializable, UnsupportedHandle
 from handleipc.fds import FileDescriptor
 from handleipc.incoming import Refusal
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held, PendingHandle
 from handleipc.registry import Registry
 
 
@@ -183,19 +183,19 @@ def test_pend_after_unknown_type_was_registered(registry: Registry) -> None:
 
     with pytest.raises(UnsupportedHandle):
         registry.pend(Other(), False)
-    registry.add_pender(Other, lambda obj, keep: PendingHandle(obj, "other", read=list))
+    registry.add_pender(Other, lambda obj, keep: Held(obj, "other", read=list))
     assert registry.pend(Other(), False).tag == "other"
 
     late = Late()
     assert registry.pend(late, True).tag == "log"
-    registry.add_pender(Late, lambda obj, keep: PendingHandle(obj, "late", read=list))
+    registry.add_pender(Late, lambda obj, keep: Held(obj, "late", read=list))
     assert registry.pend(late, True).tag == "late"
     late.close()
 
 
 def test_pend_uses_the_nearest_base(registry: Registry) -> None:
     """Of several registered bases the first in the method resolution order counts."""
-    registry.add_pender(NamedLog, lambda obj, keep: PendingHandle(obj, "named", read=list))
+    registry.add_pender(NamedLog, lambda obj, keep: Held(obj, "named", read=list))
 
     class Deep(NamedLog):
         pass
@@ -212,7 +212,7 @@ def test_pend_by_fallback(registry: Registry) -> None:
         asked.append((obj, keep))
 
     def knows_text(obj: object, keep: bool) -> PendingHandle | None:
-        return PendingHandle(obj, "text", read=list) if isinstance(obj, str) else None
+        return Held(obj, "text", read=list) if isinstance(obj, str) else None
 
     registry.add_fallback(knows_none)
     registry.add_fallback(knows_text)

@@ -64,7 +64,7 @@ def test_budget_of_one_channel() -> None:
     """A lone channel gets half of the limit: its own count is held against what is free."""
     budget = InFlight()
     own = 0
-    while budget.may_add(own, 100):
+    while budget.allowance(own, 100) > 0:
         budget.add(1)
         own += 1
     assert own == budget.total == 50
@@ -76,7 +76,7 @@ def test_budget_of_several_channels() -> None:
     counts = []
     for _ in range(5):
         own = 0
-        while budget.may_add(own, 100):
+        while budget.allowance(own, 100) > 0:
             budget.add(1)
             own += 1
         counts.append(own)
@@ -87,8 +87,23 @@ def test_budget_that_is_used_up() -> None:
     """A channel with nothing in flight may always send one, or it would never be woken."""
     budget = InFlight()
     budget.add(1000)
-    assert budget.may_add(0, 100)
-    assert not budget.may_add(1, 100)
+    assert budget.allowance(0, 100) == 1
+    assert budget.allowance(1, 100) <= 0
+
+
+@pytest.mark.parametrize("total", range(12))
+@pytest.mark.parametrize("own", range(4))
+def test_budget_of_many_at_once_is_that_of_one_by_one(own: int, total: int) -> None:
+    """The allowance is as many as may be added when each is asked for alone."""
+    budget = InFlight()
+    budget.add(total)
+    allowed = max(0, budget.allowance(own, 10))
+    one_by_one = 0
+    while budget.allowance(own, 10) > 0:
+        budget.add(1)
+        own += 1
+        one_by_one += 1
+    assert allowed == one_by_one
 
 
 def test_release_wakes_all_who_wait_once() -> None:

@@ -283,20 +283,21 @@ class Channel(CountingDriver):
         if protocol.state is not State.OPEN:
             raise self._why_closed()
         line = codec.encode(message, limits.depth)
-        if len(line) + ENVELOPE_BYTES > limits.line:
+        size = len(line)
+        if size + ENVELOPE_BYTES > limits.line:
             raise MessageNotSerializable(
-                f"the message takes {len(line)} bytes, and Limits.line is {limits.line}"
+                f"the message takes {size} bytes, and Limits.line is {limits.line}"
             )
         outgoing = protocol.outgoing
         queued = outgoing.unsent_bytes
-        if queued and queued + len(line) > limits.queued_bytes:
+        if queued and queued + size > limits.queued_bytes:
             raise ChannelFull(
                 f"{queued} bytes are queued, and Limits.queued_bytes is"
                 f" {limits.queued_bytes}: await drain() before sending more"
             )
         if handle is None:
             entry = Entry(line, message, None)
-            outgoing.push(entry if waited else line)
+            outgoing.queue.push(entry if waited else line)
             return entry
         if outgoing.waiting_handles >= limits.queued_handles:
             raise ChannelFull(
@@ -304,7 +305,7 @@ class Channel(CountingDriver):
                 " await drain() before sending more"
             )
         entry = Entry(line, message, self._pend(handle, keep_open, transfer))
-        outgoing.push(entry)
+        outgoing.queue.push(entry)
         return entry
 
     async def _be_fair(self) -> None:

@@ -19,7 +19,7 @@ from handleipc.connection import BaseConnection
 from handleipc.conversions import NET_SOCKET
 from handleipc.exceptions import RemoteProtocolError, UnsupportedHandle
 from handleipc.outgoing import PEER_SPEAKS_NODE
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held, PendingHandle
 from handleipc.protocol import ChannelProtocol, State
 from handleipc.socketlist import STATEMENTS, Group
 from handleipc.socketlists import SocketLists
@@ -52,7 +52,7 @@ class CountingDriver(Driver):
         """Prepare a handle to be sent. Raises as ``send``."""
         pending = default_registry.pend(handle, keep_open)
         if transfer:
-            if not isinstance(handle, Server):
+            if not (isinstance(handle, Server) and isinstance(pending, Held)):
                 pending.returned()
                 raise UnsupportedHandle("transfer=True is for a Server: others have no listener")
             handle.transfer(pending)

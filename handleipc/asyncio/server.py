@@ -26,7 +26,7 @@ from handleipc.asyncio.handles import default_registry
 from handleipc.connection import family_of, protocol_of, type_of
 from handleipc.conversions import NET_SERVER, pend_held
 from handleipc.exceptions import UnsupportedHandle
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held, PendingHandle
 from handleipc.socketlist import Group
 from handleipc.typing import Options
 
@@ -164,7 +164,7 @@ class Server(Emitter):
         self._closed.set()
         self.group.when_empty(self._on_empty)
 
-    def transfer(self, pending: PendingHandle) -> None:
+    def transfer(self, pending: Held) -> None:
         """Have the listener stop here when the peer has it. Used by ``send(transfer=True)``."""
         if self._unlink is not None:
             # Whoever listens last removes the path; Node, which never does, leaves it.

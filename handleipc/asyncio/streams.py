@@ -15,13 +15,13 @@ from handleipc import conversions
 from handleipc.asyncio.handles import default_registry
 from handleipc.conversions import NET_SERVER, NET_SOCKET, pend_held
 from handleipc.exceptions import UnsupportedHandle
-from handleipc.pending import PendingHandle
+from handleipc.pending import Held, PendingHandle
 from handleipc.typing import Options
 
 __all__ = ["StreamPending"]
 
 
-class StreamPending(PendingHandle):
+class StreamPending(Held):
     """A transport on its way: paused meanwhile, and reading again if it comes back."""
 
     __slots__ = ("_keep_open", "_resume", "_transport")

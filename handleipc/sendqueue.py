@@ -1,0 +1,117 @@
+"""What waits to be sent, and what became of what was: the two ends of the sending direction.
+
+Counts bytes and handles as they come and go. What leaves when is decided in ``outgoing``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from handleipc.stages import Entry, EntryState, Late
+
+__all__ = ["SendQueue"]
+
+
+class SendQueue:
+    """Messages not yet spelled, in order, and the outcomes of those that ended.
+
+    A plain message nobody waits for is its bytes, anything else an ``Entry``. What was withdrawn
+    stays in ``items`` as a hole, or a thousand cancellations would cost a million steps.
+    """
+
+    __slots__ = ("bytes", "handles", "items", "outcomes")
+
+    def __init__(self) -> None:
+        self.items: deque[bytes | Entry] = deque()
+        self.bytes = 0
+        """Of the messages that wait."""
+        self.handles = 0
+        """That wait."""
+        self.outcomes: deque[tuple[Entry, str | None]] = deque()
+        """Entries that ended: (entry, None) if delivered or written, else why not."""
+
+    def push(self, item: bytes | Entry) -> None:
+        """Queue a message."""
+        self.items.append(item)
+        if isinstance(item, Entry):
+            self.bytes += len(item.line)
+            self.handles += item.pending is not None
+        else:
+            self.bytes += len(item)
+
+    def head(self) -> bytes | Entry | None:
+        """Return what is to leave next, dropping what was withdrawn."""
+        items = self.items
+        while items:
+            head = items[0]
+            if not isinstance(head, Entry) or head.state is not EntryState.ENDED:
+                return head
+            items.popleft()
+        return None
+
+    def take(self) -> bytes | Entry:
+        """Take the head out: it goes into a stage."""
+        item = self.items.popleft()
+        if isinstance(item, Entry):
+            item.state = EntryState.STAGED
+            self.uncount(item)
+        else:
+            self.bytes -= len(item)
+        return item
+
+    def put_back(self, item: bytes | Entry) -> None:
+        """Put what was taken last back in front."""
+        self.items.appendleft(item)
+        if isinstance(item, Entry):
+            item.state = EntryState.QUEUED
+            self.bytes += len(item.line)
+            self.handles += item.pending is not None
+        else:
+            self.bytes += len(item)
+
+    def uncount(self, entry: Entry) -> None:
+        """This entry does not wait any more."""
+        self.bytes -= len(entry.line)
+        self.handles -= entry.pending is not None
+
+    def end(self, entry: Entry, reason: str | None, *, doubtful: bool = False) -> None:
+        """An entry ends, for good: delivered or written if ``reason`` is None.
+
+        Args:
+            entry: what ended; not counted here any more.
+            reason: why it was not delivered, in words.
+            doubtful: the peer may own its handle, and lives: at most one owner means that our
+                copy goes.
+        """
+        entry.state = EntryState.ENDED
+        pending = entry.pending
+        if pending is not None:
+            if reason is None or doubtful:
+                pending.delivered()
+            else:
+                pending.returned()
+        elif isinstance(entry, Late):
+            entry.ended()
+        self.outcomes.append((entry, reason))
+
+    def fail_head(self, reason: str) -> None:
+        """Give the handle at the head back."""
+        entry = self.items.popleft()
+        assert isinstance(entry, Entry)
+        self.uncount(entry)
+        self.end(entry, reason)
+
+    def withdraw(self, entry: Entry) -> None:
+        """Take a waiting entry back: it leaves no outcome."""
+        self.uncount(entry)
+        entry.state = EntryState.ENDED
+        if entry.pending is not None:
+            entry.pending.returned()
+
+    def settle(self, reason: str) -> None:
+        """Nothing leaves any more: what waits ends, in order."""
+        for item in self.items:
+            if isinstance(item, Entry) and item.state is EntryState.QUEUED:
+                self.end(item, reason)
+        self.items.clear()
+        self.bytes = self.handles = 0
