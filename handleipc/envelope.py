@@ -8,6 +8,7 @@ native dialect is described in docs/wire.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -104,7 +105,7 @@ class Control(msgspec.Struct):
 
 NativeLine = Message | DescriptorCount | Handle | Again | dict[str, Any]
 
-_native = msgspec.json.Decoder(NativeLine)
+_decode: Callable[[bytes | memoryview], NativeLine] = msgspec.json.Decoder(NativeLine).decode
 
 
 def is_internal(message: object) -> bool:
@@ -113,9 +114,9 @@ def is_internal(message: object) -> bool:
     Node's rule: an object with a string ``cmd`` longer than ``NODE_`` that begins with it
     (node-wire.md 2.2).
     """
-    if type(message) is not dict:
+    if type(message) is not dict or "cmd" not in message:
         return False
-    command = message.get("cmd")
+    command = message["cmd"]
     return type(command) is str and len(command) > 5 and command.startswith("NODE_")
 
 
@@ -134,10 +135,10 @@ def decode_native(line: bytes | memoryview, depth: int) -> NativeLine:
     Raises:
         MalformedEnvelope: it is not JSON, nested too deep, or no line of this dialect.
     """
-    if codec.nests_deeper(line, depth + ENVELOPE_DEPTH):
+    if len(line) > depth and codec.nests_deeper(line, depth + ENVELOPE_DEPTH):
         raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
-        return cast(NativeLine, _native.decode(line))
+        return _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         value = codec.decode(line, depth + ENVELOPE_DEPTH)
     # JSON all the same, perhaps with what msgspec refuses inside a message: judge the shape.

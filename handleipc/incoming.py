@@ -15,11 +15,11 @@ ends own a handle, or neither.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable
 
 from handleipc import envelope
+from handleipc.deliveries import Deliveries, Internal, Received
 from handleipc.exceptions import HandleError, RemoteProtocolError
 from handleipc.holes import HeldLine, Holes
 from handleipc.limits import Limits
@@ -27,7 +27,7 @@ from handleipc.pairing import Pairing
 from handleipc.system import System
 from handleipc.typing import JSON, Options
 
-__all__ = ["Convert", "Delivery", "Incoming", "Refusal"]
+__all__ = ["Convert", "Incoming", "Refusal"]
 
 # (tag, options, descriptors owned, their kinds) -> handle. Owns the descriptors whatever happens.
 Convert = Callable[[str, Options | None, list[int], list[int]], object]
@@ -46,16 +46,6 @@ class Refusal(HandleError):
 
     def __str__(self) -> str:
         return str(self.args[1])
-
-
-@dataclasses.dataclass(slots=True)
-class Delivery:
-    """A message as the application gets it, with its handle if it has one."""
-
-    message: JSON
-    handle: object
-    size: int
-    is_internal: bool
 
 
 class Incoming:
@@ -81,36 +71,24 @@ class Incoming:
         self._convert = convert
         self.native = False
         self.closing = False
-        self.ready_limit: int | None = limits.ready
-        """Acknowledged handles that may wait; None while a listener takes them at once."""
-
+        self.deliveries = Deliveries(limits.ready)
         self.pairing = Pairing(system.close)
         self._held: deque[HeldLine] = deque()
         self._seen = 0
         self.holes = Holes(limits, system, self._held)
 
-        self._release: deque[tuple[Delivery, int]] = deque()
-        self.ready: deque[Delivery] = deque()
-        self.urgent: deque[Delivery] = deque()
-        """Internal messages, while ``holds_back`` says that the others have to wait."""
-        self.holds_back = True
-        self.ready_bytes = 0
-        self._waiting_handles = 0
-        self._refilling = True
+        self.ready = self.deliveries.ready
+        """Messages that the application may take."""
 
-        # What is due to be said, and what the kernel has of it. The control stages of both
-        # dialects are counted: what is acknowledged in stage n may be given when it is passed.
+        # What is due to be said.
         self.ack_out = 0
         self.replies: deque[bytes] = deque()
         self.nack_at: float | None = None
         self._nack_since = self._nack_pause = 0.0
         self.refusals: list[list[object]] = []
         self.owes = False
-        self._controls_staged = 0
-        self._controls_passed = 0
 
         self.bytes_in = 0
-        self.bytes_taken = 0
         self.gave_handles = gave_handles
         self.gave_bytes = gave_bytes
         self._window = limits.window
@@ -121,11 +99,17 @@ class Incoming:
 
     # -- lines of the native dialect -------------------------------------------------------------
 
-    def message(self, message: JSON, size: int) -> None:
+    def message(self, message: JSON, size: int, is_internal: bool) -> None:
         """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
         if self.native:
             self._count_bytes(size)
-        self._held.append(HeldLine(size, message))
+        if self._held:
+            self._held.append(HeldLine(size, message))
+        elif self.closing:
+            self.deliveries.drop(size)
+        else:
+            received = Internal((message, None)) if is_internal else (message, None)
+            self.deliveries.add_plain(received, size)
 
     def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
         """Take ``[1,n]``: claim the front set.
@@ -153,6 +137,14 @@ class Incoming:
         self._seen = sequence
         self._count_bytes(size)
         fds, kinds = self.pairing.claim(line.fds)
+        # Nothing is in the way: the rule, and most of the work of a busy channel.
+        if (
+            fds is not None
+            and not (self._held or self.closing)
+            and self.deliveries.may_add_handle()
+        ):
+            self._release_handle(line, size, fds, kinds)
+            return
         item = HeldLine(size, line.message, sequence, line.fds, line.tag, line.options, fds, kinds)
         self._held.append(item)
         if self.closing:
@@ -224,9 +216,7 @@ class Incoming:
         # One queue with the plain messages, so that order holds; node acks at arrival.
         self._drain_held()
         self._reply(envelope.ACK)
-        delivery = Delivery(message, handle, size, envelope.is_internal(message))
-        self._release.append((delivery, self._controls_staged + 1))
-        self._waiting_handles += 1
+        self.deliveries.add_handle(_received(message, handle), size)
 
     def on_nack_time(self) -> None:
         """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
@@ -266,11 +256,14 @@ class Incoming:
         self._close(item.fds)
         item.fds = None
         item.is_refused = True
+        self._refuse_sequence(item.sequence, code)
+
+    def _refuse_sequence(self, sequence: int, code: str) -> None:
         last = self.refusals[-1] if self.refusals else None
-        if last is not None and last[2] == code and int(last[0]) + int(last[1]) == item.sequence:  # type: ignore[call-overload]
+        if last is not None and last[2] == code and int(last[0]) + int(last[1]) == sequence:  # type: ignore[call-overload]
             last[1] = int(last[1]) + 1  # type: ignore[call-overload]
         else:
-            self.refusals.append([item.sequence, 1, code])
+            self.refusals.append([sequence, 1, code])
         self.owes = True
 
     # -- acknowledge, then give ------------------------------------------------------------------
@@ -278,9 +271,7 @@ class Incoming:
     def pump(self) -> None:
         """Move what may be moved: held to release, release to ready."""
         self._drain_held()
-        release = self._release
-        while release and release[0][1] <= self._controls_passed:
-            self._make_ready(release.popleft()[0])
+        self.deliveries.pump()
 
     def _drain_held(self) -> None:
         held = self._held
@@ -291,61 +282,36 @@ class Incoming:
                 self._release_plain(item)
             elif item.is_refused:
                 held.popleft()
-                self.bytes_taken += item.size
+                self.deliveries.drop(item.size)
                 self._acknowledge(item.sequence)
-            elif item.fds is None or not self._may_release():
+            elif item.fds is None or not self.deliveries.may_add_handle():
                 return
             else:
                 held.popleft()
-                self._release_handle(item)
+                self._release_handle(item, item.size, item.fds, item.kinds)
 
     def _release_plain(self, item: HeldLine) -> None:
         if self.closing:
-            self.bytes_taken += item.size
-            return
-        delivery = Delivery(item.message, None, item.size, envelope.is_internal(item.message))
-        # Behind an acknowledgement not yet in the kernel it waits too: order.
-        barrier = self._release[-1][1] if self._release else 0
-        self._release.append((delivery, barrier))
+            self.deliveries.drop(item.size)
+        else:
+            self.deliveries.add_plain(_received(item.message, None), item.size)
 
-    def _release_handle(self, item: HeldLine) -> None:
-        assert item.fds is not None
+    def _release_handle(
+        self, line: envelope.Handle | HeldLine, size: int, fds: list[int], kinds: list[int]
+    ) -> None:
         try:
-            handle = self._convert(item.tag, item.options, item.fds, item.kinds)
+            handle = self._convert(line.tag, line.options, fds, kinds)
         except Refusal as refusal:
             self.errors.append(refusal)
-            item.fds = None
-            self._refuse(item, refusal.code)
-            self.bytes_taken += item.size
-            self._acknowledge(item.sequence)
-            return
-        self._acknowledge(item.sequence)
-        delivery = Delivery(item.message, handle, item.size, envelope.is_internal(item.message))
-        self._release.append((delivery, self._controls_staged + 1))
-        self._waiting_handles += 1
+            self._refuse_sequence(line.sequence, refusal.code)
+            self.deliveries.drop(size)
+        else:
+            self.deliveries.add_handle(_received(line.message, handle), size)
+        self._acknowledge(line.sequence)
 
     def _acknowledge(self, sequence: int) -> None:
         self.ack_out = sequence
         self.owes = True
-
-    def _may_release(self) -> bool:
-        if self.ready_limit is None:
-            return True
-        # Refilled from half on, so that acknowledgements go in batches.
-        if self._refilling:
-            self._refilling = self._waiting_handles < self.ready_limit
-        else:
-            self._refilling = self._waiting_handles <= self.ready_limit // 2
-        return self._refilling
-
-    def take(self) -> Delivery:
-        """Take the next message for the application. The caller pumps when it has taken enough."""
-        delivery = self.urgent.popleft() if self.urgent else self.ready.popleft()
-        self.ready_bytes -= delivery.size
-        self.bytes_taken += delivery.size
-        if delivery.handle is not None:
-            self._waiting_handles -= 1
-        return delivery
 
     # -- what to say -----------------------------------------------------------------------------
 
@@ -353,7 +319,7 @@ class Incoming:
         """Return how far the peer may number handles and send bytes, as of now."""
         limits = self._limits
         # A closing end stores nothing more, and crossing disconnects must not wait for credit.
-        base = self.bytes_in if self.closing else self.bytes_taken
+        base = self.bytes_in if self.closing else self.deliveries.bytes_taken
         size = limits.held_hard if self.wants_more else limits.bytes
         return max(self.gave_handles, self.ack_out + self._window), max(
             self.gave_bytes, base + size
@@ -362,7 +328,9 @@ class Incoming:
     @property
     def grant_due(self) -> bool:
         """Whether enough bytes became free to be worth a line (native-dialect rule 6.4)."""
-        return self.grants()[1] - self.gave_bytes >= max(1, self._limits.bytes // 2)
+        base = self.bytes_in if self.closing else self.deliveries.bytes_taken
+        size = self._limits.held_hard if self.wants_more else self._limits.bytes
+        return base + size - self.gave_bytes >= max(1, self._limits.bytes // 2)
 
     def take_control(self) -> dict[str, object]:
         """Return the fields of the control line that is due now, and count them as said."""
@@ -377,15 +345,6 @@ class Incoming:
         self.gave_handles, self.gave_bytes = handles, size
         self.owes = False
         return fields
-
-    def control_staged(self) -> int:
-        """Everything due is in a control stage now; return its number, for ``control_passed``."""
-        self._controls_staged += 1
-        return self._controls_staged
-
-    def control_passed(self, number: int) -> None:
-        """The kernel has the whole of that control stage."""
-        self._controls_passed = number
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -403,8 +362,8 @@ class Incoming:
     @property
     def settled(self) -> bool:
         """Whether nothing more is to be said or released."""
-        return not (
-            self._release or self.owes or self.refusals or self.replies or self.nack_at is not None
+        return self.deliveries.settled and not (
+            self.owes or self.refusals or self.replies or self.nack_at is not None
         )
 
     def settle(self, *, deliver_unacked: bool) -> None:
@@ -414,14 +373,7 @@ class Incoming:
             deliver_unacked: True if the sender cannot have handles back: it speaks node and never
                 takes one back, or it is known to be dead.
         """
-        for delivery, barrier in self._release:
-            if delivery.handle is None or barrier <= self._controls_passed or deliver_unacked:
-                self._make_ready(delivery)
-            else:
-                close = getattr(delivery.handle, "close", None)
-                if close is not None:
-                    close()
-        self._release.clear()
+        self.deliveries.settle(deliver_unacked=deliver_unacked)
         whole = deliver_unacked and not self.closing
         for item in self._held:
             whole = whole and (not item.sequence or item.fds is not None)
@@ -445,14 +397,12 @@ class Incoming:
                 self.errors.append(refusal)
                 return
         if not self.closing:
-            internal = envelope.is_internal(item.message)
-            self._make_ready(Delivery(item.message, handle, item.size, internal))
-
-    def _make_ready(self, delivery: Delivery) -> None:
-        queue = self.urgent if delivery.is_internal and self.holds_back else self.ready
-        queue.append(delivery)
-        self.ready_bytes += delivery.size
+            self.deliveries.add_plain(_received(item.message, handle), item.size)
 
     def _close(self, fds: list[int] | None) -> None:
         for fd in fds or ():
             self._system.close(fd)
+
+
+def _received(message: JSON, handle: object) -> Received:
+    return Internal((message, handle)) if envelope.is_internal(message) else (message, handle)

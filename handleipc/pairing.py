@@ -35,20 +35,22 @@ class Pairing:
 
     def __init__(self, close: Callable[[int], None]) -> None:
         self._close_fd = close
-        self._sets: deque[DescriptorSet] = deque()
-        # The set being used up: places declared and not claimed, and what arrived for them.
-        self._places = 0
+        self.sets: deque[DescriptorSet] = deque()
+        """Those that no line has claimed."""
+        # The set being used up: what arrived, how much of it is claimed, places not claimed.
         self._fds: list[int] = []
         self._kinds: list[int] = []
+        self._claimed = 0
+        self._places = 0
 
     @property
     def incomplete(self) -> bool:
         """Whether descriptors wait for a line, or a set for the rest of its lines."""
-        return bool(self._sets or self._places)
+        return bool(self.sets or self._places)
 
     def add(self, sets: Sequence[DescriptorSet]) -> None:
         """Own what one receive brought, before any of its lines is looked at."""
-        self._sets.extend(sets)
+        self.sets.extend(sets)
 
     def check_claimed(self, at: int) -> None:
         """A line begins at stream offset ``at``: sets that ended before it belong to nobody.
@@ -56,13 +58,13 @@ class Pairing:
         Raises:
             RemoteProtocolError: there is such a set.
         """
-        if self._sets and self._sets[0].end <= at:
+        if self.sets and self.sets[0].end <= at:
             raise RemoteProtocolError("the peer sent descriptors that no line claims")
 
     def front_set(self, at: int) -> DescriptorSet | None:
         """Take the set of the read that brought the byte at ``at``, or None. The caller owns it."""
-        if self._sets and self._sets[0].start <= at < self._sets[0].end:
-            return self._sets.popleft()
+        if self.sets and self.sets[0].start <= at < self.sets[0].end:
+            return self.sets.popleft()
         return None
 
     def declare(self, count: int, at: int) -> bool:
@@ -81,7 +83,7 @@ class Pairing:
         if found is None:
             raise RemoteProtocolError(f"the peer declared {count} descriptors and sent none")
         # Ours first: on an error below they are closed with everything else.
-        self._fds, self._kinds = found.fds, found.kinds
+        self._fds, self._kinds, self._claimed = found.fds, found.kinds, 0
         arrived = len(found.fds)
         if arrived > count or (arrived < count and not found.truncated):
             raise RemoteProtocolError(f"the peer declared {count} descriptors and sent {arrived}")
@@ -99,20 +101,21 @@ class Pairing:
         if self._places < count:
             raise RemoteProtocolError("the peer used more descriptors than it declared")
         self._places -= count
-        fds, self._fds = self._fds[:count], self._fds[count:]
-        kinds, self._kinds = self._kinds[:count], self._kinds[count:]
+        start = self._claimed
+        self._claimed = end = start + count
+        fds = self._fds[start:end]
         if len(fds) == count:
-            return fds, kinds
+            return fds, self._kinds[start:end]
         self._close(fds)
         return None, []
 
     def close(self) -> None:
         """Close everything that was not claimed."""
-        for unclaimed in self._sets:
+        for unclaimed in self.sets:
             self._close(unclaimed.fds)
-        self._sets.clear()
-        self._close(self._fds)
-        self._fds, self._kinds, self._places = [], [], 0
+        self.sets.clear()
+        self._close(self._fds[self._claimed :])
+        self._fds, self._kinds, self._claimed, self._places = [], [], 0, 0
 
     def _close(self, fds: list[int]) -> None:
         for fd in fds:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from handleipc import codec, envelope
 from handleipc.exceptions import (
@@ -173,7 +173,7 @@ class ChannelProtocol:
             if isinstance(what, Entry):
                 outgoing.written(what)
             else:
-                self.incoming.control_passed(what)
+                self.incoming.deliveries.control_passed(what)
         if stage.offset == len(stage.data):
             outgoing.stage = None
         if stage.is_control:
@@ -222,7 +222,7 @@ class ChannelProtocol:
         if not lines:
             return None
         stage = Stage(b"".join(lines), is_control=True)
-        stage.marks.append((len(stage.data), incoming.control_staged()))
+        stage.marks.append((len(stage.data), incoming.deliveries.control_staged()))
         return stage
 
     def _switch(self) -> None:
@@ -242,9 +242,11 @@ class ChannelProtocol:
             incoming.pairing.close()
             return
         view, start, offset = batch.view, batch.start, batch.offset
+        sets = incoming.pairing.sets
         try:
             for end in batch.ends:
-                incoming.pairing.check_claimed(offset + start)
+                if sets:
+                    incoming.pairing.check_claimed(offset + start)
                 self._line(view[start : end - 1], offset + start, end - start)
                 start = end
             incoming.pairing.check_claimed(offset + start)
@@ -255,8 +257,15 @@ class ChannelProtocol:
         self._watch_progress(batch)
 
     def _line(self, line: memoryview, at: int, size: int) -> None:
-        if self.incoming.native:
-            self._native_line(envelope.decode_native(line, self.limits.depth), at, size)
+        incoming = self.incoming
+        if incoming.native:
+            decoded = envelope.decode_native(line, self.limits.depth)
+            if type(decoded) is envelope.Handle:
+                incoming.handle(decoded, size)
+            elif type(decoded) is envelope.Message:
+                self._message(decoded.message, size)
+            else:
+                self._native_line(decoded, at, size)
             return
         # A handle of Node that is sent again has one more envelope around it than usual.
         value = codec.decode(line, self.limits.depth + 2 * envelope.ENVELOPE_DEPTH)
@@ -270,16 +279,13 @@ class ChannelProtocol:
             self.outgoing.hold_native_only = False
 
     def _message(self, message: Any, size: int) -> None:
-        self.incoming.message(message, size)
-        if envelope.is_internal(message):
+        is_internal = envelope.is_internal(message)
+        self.incoming.message(message, size, is_internal)
+        if is_internal:
             self.on_internal(message)
 
     def _native_line(self, line: envelope.NativeLine, at: int, size: int) -> None:
         match line:
-            case envelope.Message():
-                self._message(line.message, size)
-            case envelope.Handle():
-                self.incoming.handle(line, size)
             case envelope.DescriptorCount():
                 self.incoming.descriptor_count(line, at)
             case envelope.Again():
@@ -287,7 +293,7 @@ class ChannelProtocol:
             case _:
                 if not envelope.is_command(line):
                     raise MalformedEnvelope("the peer sent an object that is no command")
-                self._command(line, at, size, False)
+                self._command(cast(dict[str, Any], line), at, size, False)
 
     def _command(self, value: dict[str, Any], at: int, size: int, first: bool) -> None:
         command = value["cmd"]
@@ -419,39 +425,34 @@ class ChannelProtocol:
         # After EPIPE what is left is finite, and EOF is behind it.
         if incoming.native or self._write_dead or self.state is State.CLOSING:
             return True
-        if self.outgoing.handles_out and incoming.ready_bytes < limits.node_hard:
+        if self.outgoing.handles_out and incoming.deliveries.bytes < limits.node_hard:
             return True
         if waiting:
-            return incoming.ready_bytes < limits.held_hard
+            return incoming.deliveries.bytes < limits.held_hard
         return (
-            incoming.ready_bytes < limits.held_bytes and len(incoming.ready) < limits.held_messages
+            incoming.deliveries.bytes < limits.held_bytes
+            and len(incoming.ready) < limits.held_messages
         )
 
     @property
     def nobody_reads(self) -> bool:
         """Whether so much is held that a local wait must not go on reading for its own sake."""
-        return self.incoming.ready_bytes >= self.limits.held_hard
+        return self.incoming.deliveries.bytes >= self.limits.held_hard
 
     # -- time ------------------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
         """Return when ``on_deadline`` is to be called, on the system's clock; None for never."""
-        return min(
-            (
-                at
-                for at in (
-                    self._retry_at,
-                    self._progress_at,
-                    self._hello_at,
-                    self._disconnect_at,
-                    self.incoming.holes.ask_at,
-                    self.incoming.nack_at,
-                    self.outgoing.node.resend_at,
-                )
-                if at is not None
-            ),
-            default=None,
+        times = (
+            self._retry_at,
+            self._progress_at,
+            self._hello_at,
+            self._disconnect_at,
+            self.incoming.holes.ask_at,
+            self.incoming.nack_at,
+            self.outgoing.node.resend_at,
         )
+        return min((at for at in times if at is not None), default=None)
 
     def on_deadline(self) -> None:
         """Do what has become due; afterwards there may be something to write."""

@@ -319,13 +319,12 @@ class World:
         end.protocol.on_deadline()
 
     def _do_take(self, end: End, size: int) -> None:
-        delivery = end.protocol.incoming.take()
-        number = delivery.message
+        number, handle = end.protocol.incoming.deliveries.take()
         end.got.append(number)
-        if delivery.handle is not None:
-            if delivery.handle.number != number:
-                raise Violation(f"message {number} came with handle {delivery.handle.number}")
-            end.held[number] = delivery.handle
+        if handle is not None:
+            if handle.number != number:
+                raise Violation(f"message {number} came with handle {handle.number}")
+            end.held[number] = handle
         end.protocol.incoming.pump()
 
     def _do_close(self, end: End, size: int) -> None:
@@ -392,7 +391,7 @@ class World:
             incoming, limits = end.protocol.incoming, end.protocol.limits
             if len(end.protocol.outgoing.window) > 2 * limits.window + 2:
                 raise Violation("more handles unacknowledged than granted")
-            ready = sum(d.handle is not None for d in incoming.ready)
+            ready = sum(handle is not None for _, handle in incoming.ready)
             # In the node dialect acknowledged at arrival; natively `ready` at most.
             if incoming.native and end.protocol.outgoing.native and ready > limits.ready + 2:
                 raise Violation(f"{ready} acknowledged handles wait")
@@ -461,7 +460,8 @@ class World:
                 raise Violation(f"message {number} never arrived")
             return
         waits = any(
-            d.handle is not None and d.message == number for d in peer.protocol.incoming.ready
+            handle is not None and message == number
+            for message, handle in peer.protocol.incoming.ready
         )
         if peer.name in crashed and number in end.acked:
             return  # acknowledged, then its owner died
@@ -477,9 +477,9 @@ class World:
                 raise Violation(f"{name} never closed")
             mine = {fd for fd, count in self.counts.items() if count[name]}
             known = {fd for token in end.held.values() for fd in token.fds}
-            for delivery in end.protocol.incoming.ready:
-                if delivery.handle is not None:
-                    known |= set(delivery.handle.fds)
+            for _, handle in end.protocol.incoming.ready:
+                if handle is not None:
+                    known |= set(handle.fds)
             script = self.scenario.scripts.get(name, [])
             for kind, number in script[end.position :]:
                 known |= set(self.fds_of(number)) if kind == "h" else set()

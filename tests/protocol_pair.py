@@ -116,12 +116,10 @@ class Fed:
         while True:
             incoming.pump()
             self.outbox = self.write()
-            if not (incoming.ready or incoming.urgent):
+            if not (incoming.ready or incoming.deliveries.urgent):
                 return taken
-            delivery = incoming.take()
-            taken.append(
-                delivery.message if delivery.handle is None else (delivery.message, delivery.handle)
-            )
+            message, handle = incoming.deliveries.take()
+            taken.append(message if handle is None else (message, handle))
 
     def wait(self) -> None:
         """Let time pass until the next deadline."""

@@ -18,7 +18,7 @@ if not PACKAGE.exists():  # the tests of an installed wheel
 LAYERS = [
     {"exceptions", "typing", "limits"},
     {"framing", "fds", "system"},
-    {"ancillary", "pending", "codec"},
+    {"ancillary", "pending", "codec", "deliveries"},
     {"envelope", "addresses", "stages", "pairing", "holes"},
     {"sendqueue", "window"},
     {"incoming", "outgoing", "socketlist"},

@@ -53,7 +53,7 @@ NATIVE_RESULT = ["plain", (1, "a[5]"), 2, (3, "b[6, 7]"), 4, ([5], "c[8]")]
 
 def feed_split(end: Fed, stream: list[tuple[bytes, list[int]]], cuts: set[int]) -> list[object]:
     """Feed a stream cut at the given offsets, as the kernel would: never past descriptors."""
-    end.protocol.incoming.ready_limit = None
+    end.protocol.incoming.deliveries.limit = None
     at = 0
     for data, fds in stream:
         start = 0
@@ -77,7 +77,7 @@ class TestSplits:
     def end(self, roles: dict[str, object]) -> Fed:
         end = Fed(**roles)
         end.write()
-        end.protocol.incoming.holds_back = False
+        end.protocol.incoming.deliveries.holds_back = False
         return end
 
     def test_whole(self, stream, result, roles) -> None:
@@ -1065,8 +1065,8 @@ def test_internal_messages_do_not_wait_for_a_reader() -> None:
     end = Fed()
     end.feed(b'1\n{"cmd":"NODE_x"}\n2\n')
     incoming = end.protocol.incoming
-    assert [d.message for d in incoming.urgent] == [{"cmd": "NODE_x"}]
-    assert [d.message for d in incoming.ready] == [1, 2]
+    assert [received[0] for received, _ in incoming.deliveries.urgent] == [{"cmd": "NODE_x"}]
+    assert [message for message, _ in incoming.ready] == [1, 2]
     assert end.take() == [{"cmd": "NODE_x"}, 1, 2]
 
 

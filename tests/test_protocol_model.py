@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from handleipc.deliveries import Deliveries, Received
 from handleipc.incoming import Incoming
 from handleipc.outgoing import Outgoing
 from handleipc.pairing import Pairing
@@ -46,14 +47,11 @@ def test_runs_are_not_empty() -> None:
 
 
 def give_before_the_ack_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    pump = Incoming.pump
+    def eager(self: Deliveries, received: Received, size: int) -> None:
+        self._waiting_handles += 1
+        self._make_ready(received, size)
 
-    def eager(self: Incoming) -> None:
-        pump(self)
-        while self._release:
-            self._make_ready(self._release.popleft()[0])
-
-    monkeypatch.setattr(Incoming, "pump", eager)
+    monkeypatch.setattr(Deliveries, "add_handle", eager)
 
 
 def settle_without_reading_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from handleipc.asyncio.counting import CountingDriver
 from handleipc.asyncio.driver import Aborted, process_system
 from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.waiters import Waiters
+from handleipc.deliveries import Internal, Received
 from handleipc.exceptions import (
     ChannelBusy,
     ChannelClosed,
@@ -25,7 +26,6 @@ from handleipc.exceptions import (
     MessageNotSerializable,
     RemoteProtocolError,
 )
-from handleipc.incoming import Delivery
 from handleipc.limits import Limits
 from handleipc.protocol import ChannelProtocol, Invitation, State
 from handleipc.stages import Entry
@@ -40,7 +40,7 @@ SENDS_IN_A_ROW = 64
 # Bytes that an envelope of either dialect adds to a message at most, its handle's options aside.
 ENVELOPE_BYTES = 256
 
-Message = tuple[JSON, Any]
+Message = Received
 
 
 class Channel(CountingDriver):
@@ -242,9 +242,8 @@ class Channel(CountingDriver):
                 return
             finally:
                 self._wants_all = False
-            ready = self._protocol.incoming.ready
-            batch = [self._take() for _ in range(len(ready))]
-            yield batch
+            self._schedule_turn()
+            yield self._protocol.incoming.deliveries.take_ready()
 
     def disconnect(self, *, timeout: float | None = None) -> None:
         """End politely: what was sent before is flushed, then the channel closes.
@@ -347,11 +346,11 @@ class Channel(CountingDriver):
 
     def _take(self) -> Message:
         incoming = self._protocol.incoming
-        delivery = incoming.take()
+        received = incoming.deliveries.take()
         # Taken messages make room: the peer is told when it matters.
-        if not incoming.ready or delivery.handle is not None or incoming.grant_due:
+        if not incoming.ready or received[1] is not None or incoming.grant_due:
             self._schedule_turn()
-        return delivery.message, delivery.handle
+        return received
 
     def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
         if event == "message" and self._reader is not None:
@@ -364,31 +363,34 @@ class Channel(CountingDriver):
 
     def _deliver(self) -> bool:
         """Give listeners what is ready; returns whether anything was given."""
-        incoming = self._protocol.incoming
+        deliveries = self._protocol.incoming.deliveries
+        listeners = self._listeners
+        ready, urgent = deliveries.ready, deliveries.urgent
         given = False
-        while incoming.urgent or (incoming.ready and self._has_listeners("message")):
-            delivery = incoming.take()
+        while urgent or (ready and listeners.get("message")):
             given = True
-            self._give(delivery)
-        if incoming.ready and self._reader is not None and not self._reader.done():
+            self._give(deliveries.take())
+        if ready and self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
         return given
 
-    def _give(self, delivery: Delivery) -> None:
-        event = "internal_message" if delivery.is_internal else "message"
-        if delivery.is_internal:
-            self._take_question(delivery.message)
-        if not self._emit(event, delivery.message, delivery.handle) and delivery.handle is not None:
+    def _give(self, received: Received) -> None:
+        message, handle = received
+        event = "message"
+        if type(received) is Internal:
+            event = "internal_message"
+            self._take_question(message)
+        if not self._emit(event, message, handle) and handle is not None:
             # As Node: an internal message without a listener is gone. Its descriptor is not.
-            delivery.handle.close()  # type: ignore[attr-defined]
+            handle.close()
 
     # -- what the driver asks --------------------------------------------------------------------
 
     def _prepare(self) -> None:
         incoming = self._protocol.incoming
         listened = self._has_listeners("message")
-        incoming.holds_back = not listened
-        incoming.ready_limit = None if listened or self._wants_all else self._limits.ready
+        incoming.deliveries.holds_back = not listened
+        incoming.deliveries.limit = None if listened or self._wants_all else self._limits.ready
         self.lists.flush_reports()
 
     def _exchange(self) -> bool:
@@ -451,7 +453,7 @@ class Channel(CountingDriver):
     def _wake_waiters(self) -> None:
         outgoing, closed = self._protocol.outgoing, self._is_closed
         if self._protocol.nobody_reads and not closed:
-            held = self._protocol.incoming.ready_bytes
+            held = self._protocol.incoming.deliveries.bytes
             busy = f"nobody reads this channel, and {held} bytes are held for it"
             for waiters in (self._senders, self._drainers, self._flushers):
                 waiters.fail(lambda: ChannelBusy(busy))
@@ -480,7 +482,7 @@ class Channel(CountingDriver):
             self._loop.call_soon(self._emit_disconnect)
 
     def _give_what_is_left(self) -> None:
-        self._protocol.incoming.holds_back = not self._has_listeners("message")
+        self._protocol.incoming.deliveries.holds_back = not self._has_listeners("message")
         self._deliver()
 
     def _emit_disconnect(self) -> None:

@@ -96,7 +96,7 @@ async def test_held_hard_gives_channel_busy(dialect: str) -> None:
             task.cancel()
         await asyncio.wait(tasks)
         for channel in (a, b):
-            assert channel._protocol.incoming.ready_bytes <= 2 * limits.held_hard
+            assert channel._protocol.incoming.deliveries.bytes <= 2 * limits.held_hard
             assert channel.connected
 
 
@@ -150,7 +150,7 @@ async def test_reading_stops_at_the_held_limits(dialect: str, limits: Limits) ->
         assert sent < 1000
         incoming = b._protocol.incoming
         # One read may bring more than was asked for, of a node-dialect peer.
-        assert incoming.ready_bytes <= 50_000 + 300_000
+        assert incoming.deliveries.bytes <= 50_000 + 300_000
         got = 0
         for _ in range(sent):
             assert await b.recv() == ("x" * 1000, None)
@@ -164,7 +164,7 @@ async def test_native_credit_bounds_bytes() -> None:
         for n in range(500):
             a.send_nowait([n, "x" * 990])
         await turns(100)
-        assert b._protocol.incoming.ready_bytes <= 50_000 + 1_100
+        assert b._protocol.incoming.deliveries.bytes <= 50_000 + 1_100
         for n in range(500):
             assert (await b.recv())[0][0] == n
 
@@ -177,7 +177,7 @@ async def test_a_send_that_need_not_wait_grants_nothing() -> None:
         for n in range(500):
             a.send_nowait([n, "x" * 990])
         await turns(100)
-        assert b._protocol.incoming.ready_bytes <= 50_000 + 1_100
+        assert b._protocol.incoming.deliveries.bytes <= 50_000 + 1_100
 
 
 async def test_queued_messages_take_the_memory_of_their_bytes() -> None:

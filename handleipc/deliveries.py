@@ -1,0 +1,186 @@
+"""What has arrived and is acknowledged, on its way to the application.
+
+A handle is given only when its acknowledgement is in the kernel: at every moment one end owns it,
+and never both. What is acknowledged together makes one *chunk*, which waits for the control stage
+that says so; everything behind it waits too, since order is kept. With nothing to wait for, a
+message is ready at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from handleipc.typing import JSON
+
+__all__ = ["Deliveries", "Internal", "Received"]
+
+Received = tuple[JSON, Any]
+"""A message as the application gets it, with its handle or None."""
+
+
+class Internal(tuple[JSON, Any]):
+    """The same, of a message for ``internal_message`` listeners."""
+
+    __slots__ = ()
+
+
+class Deliveries:
+    """The messages of one direction that are acknowledged and not yet taken.
+
+    Args:
+        limit: acknowledged handles that may wait, if nobody takes them at once.
+    """
+
+    __slots__ = (
+        "_chunk",
+        "_passed",
+        "_refilling",
+        "_sizes",
+        "_staged",
+        "_staged_chunks",
+        "_waiting_handles",
+        "bytes",
+        "bytes_taken",
+        "holds_back",
+        "limit",
+        "ready",
+        "urgent",
+    )
+
+    def __init__(self, limit: int) -> None:
+        self.limit: int | None = limit
+        """None while a listener takes them at once."""
+        self.holds_back = True
+        """Whether plain messages wait for a reader; internal ones then overtake them."""
+        self.ready: deque[Received] = deque()
+        """The application's to take."""
+        self.urgent: deque[tuple[Internal, int]] = deque()
+        """Internal messages that overtake, with their sizes."""
+        self._sizes: deque[int] = deque()
+        self.bytes = 0
+        """In ``ready`` and ``urgent``."""
+        self.bytes_taken = 0
+        self._waiting_handles = 0
+        self._refilling = True
+        # Pairs of a message and its size: those of the next control stage, and those of stages
+        # that the kernel does not have yet, by their numbers.
+        self._chunk: list[tuple[Received, int]] = []
+        self._staged_chunks: deque[tuple[int, list[tuple[Received, int]]]] = deque()
+        self._staged = self._passed = 0
+
+    # -- in --------------------------------------------------------------------------------------
+
+    def may_add_handle(self) -> bool:
+        """Say whether one more handle may be acknowledged now.
+
+        Refilled from half on, so that acknowledgements go in batches.
+        """
+        limit = self.limit
+        if limit is None:
+            return True
+        if self._refilling:
+            self._refilling = self._waiting_handles < limit
+        else:
+            self._refilling = self._waiting_handles <= limit // 2
+        return self._refilling
+
+    def add_handle(self, received: Received, size: int) -> None:
+        """Add a handle whose acknowledgement goes with the next control stage."""
+        self._chunk.append((received, size))
+        self._waiting_handles += 1
+
+    def add_plain(self, received: Received, size: int) -> None:
+        """Add a message, behind the acknowledgements before it."""
+        if self._chunk:
+            self._chunk.append((received, size))
+        elif self._staged_chunks:
+            self._staged_chunks[-1][1].append((received, size))
+        else:
+            self._make_ready(received, size)
+
+    def drop(self, size: int) -> None:
+        """Count what was refused, or came too late, as taken."""
+        self.bytes_taken += size
+
+    # -- what the kernel has ---------------------------------------------------------------------
+
+    def control_staged(self) -> int:
+        """Everything due is in a control stage now; return its number, for ``control_passed``."""
+        self._staged += 1
+        if self._chunk:
+            self._staged_chunks.append((self._staged, self._chunk))
+            self._chunk = []
+        return self._staged
+
+    def control_passed(self, number: int) -> None:
+        """The kernel has the whole of that control stage."""
+        self._passed = number
+        self.pump()
+
+    def pump(self) -> None:
+        """Make ready what may be."""
+        chunks = self._staged_chunks
+        while chunks and chunks[0][0] <= self._passed:
+            for received, size in chunks.popleft()[1]:
+                self._make_ready(received, size)
+
+    def _make_ready(self, received: Received, size: int) -> None:
+        self.bytes += size
+        if self.holds_back and type(received) is Internal:
+            self.urgent.append((received, size))
+        else:
+            self.ready.append(received)
+            self._sizes.append(size)
+
+    # -- out -------------------------------------------------------------------------------------
+
+    def take(self) -> Received:
+        """Take the next message for the application."""
+        if self.urgent:
+            received, size = self.urgent.popleft()
+        else:
+            received, size = self.ready.popleft(), self._sizes.popleft()  # type: ignore[assignment]
+        self.bytes -= size
+        self.bytes_taken += size
+        if received[1] is not None:
+            self._waiting_handles -= 1
+        return received
+
+    def take_ready(self) -> list[Received]:
+        """Take everything that is ready, but for what overtakes."""
+        taken = list(self.ready)
+        size = sum(self._sizes)
+        self.ready.clear()
+        self._sizes.clear()
+        self.bytes -= size
+        self.bytes_taken += size
+        self._waiting_handles -= sum(handle is not None for _, handle in taken)
+        return taken
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing waits for an acknowledgement to leave."""
+        return not (self._chunk or self._staged_chunks)
+
+    def settle(self, *, deliver_unacked: bool) -> None:
+        """No control stage passes any more.
+
+        Args:
+            deliver_unacked: whether handles whose acknowledgement did not leave are ours all the
+                same; if not, they are closed.
+        """
+        self.pump()
+        waiting = [item for _, chunk in self._staged_chunks for item in chunk] + self._chunk
+        self._staged_chunks.clear()
+        self._chunk = []
+        for received, size in waiting:
+            handle = received[1]
+            if handle is None or deliver_unacked:
+                self._make_ready(received, size)
+                continue
+            close = getattr(handle, "close", None)
+            if close is not None:
+                close()
