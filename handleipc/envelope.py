@@ -23,6 +23,7 @@ __all__ = [
     "COMMAND_HANDLE",
     "COMMAND_NACK",
     "COMMAND_NATIVE",
+    "DECODE_ERRORS",
     "NACK",
     "VERSION",
     "Again",
@@ -32,6 +33,7 @@ __all__ = [
     "Message",
     "NativeLine",
     "decode_control",
+    "decode_line",
     "decode_native",
     "is_command",
     "is_internal",
@@ -75,7 +77,7 @@ class DescriptorCount(msgspec.Struct, array_like=True, tag=1, gc=False):
     count: _Descriptors
 
 
-class Handle(msgspec.Struct, array_like=True, tag=2):
+class Handle(msgspec.Struct, array_like=True, tag=2, gc=False):
     """``[2,s,f,type,message]``, with options behind it where there are any."""
 
     sequence: _Sequence
@@ -105,7 +107,10 @@ class Control(msgspec.Struct):
 
 NativeLine = Message | DescriptorCount | Handle | Again | dict[str, Any]
 
-_decode: Callable[[bytes | memoryview], NativeLine] = msgspec.json.Decoder(NativeLine).decode
+decode_line: Callable[[bytes | memoryview], NativeLine] = msgspec.json.Decoder(NativeLine).decode
+"""Reads one line of the native dialect, or raises one of ``DECODE_ERRORS``: ``decode_native`` then
+says what is wrong with it, or reads what msgspec refuses and Node does not."""
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 def is_internal(message: object) -> bool:
@@ -138,8 +143,8 @@ def decode_native(line: bytes | memoryview, depth: int) -> NativeLine:
     if len(line) > depth and codec.nests_deeper(line, depth + ENVELOPE_DEPTH):
         raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
-        return _decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_line(line)
+    except DECODE_ERRORS:
         value = codec.decode(line, depth + ENVELOPE_DEPTH)
     # JSON all the same, perhaps with what msgspec refuses inside a message: judge the shape.
     try:

@@ -15,22 +15,29 @@ ends own a handle, or neither.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from handleipc import envelope
 from handleipc.deliveries import Deliveries, Internal, Received
-from handleipc.exceptions import HandleError, RemoteProtocolError
+from handleipc.exceptions import HandleError, MalformedEnvelope, RemoteProtocolError
 from handleipc.holes import HeldLine, Holes
 from handleipc.limits import Limits
 from handleipc.pairing import Pairing
 from handleipc.system import System
 from handleipc.typing import JSON, Options
 
-__all__ = ["Convert", "Incoming", "Refusal"]
+__all__ = ["Convert", "Direct", "Incoming", "Invitation", "Refusal"]
+
+Handle, Message = envelope.Handle, envelope.Message
+_decode, _decode_carefully = envelope.decode_line, envelope.decode_native
 
 # (tag, options, descriptors owned, their kinds) -> handle. Owns the descriptors whatever happens.
 Convert = Callable[[str, Options | None, list[int], list[int]], object]
+# (tag, kind) -> what makes a handle of one descriptor that came without options.
+Direct = Mapping[tuple[str, int], Callable[[int, int], object]]
 
 
 class Refusal(HandleError):
@@ -48,6 +55,14 @@ class Refusal(HandleError):
         return str(self.args[1])
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Invitation:
+    """What a parent tells its child about the native dialect before it starts."""
+
+    handles: int
+    bytes: int
+
+
 class Incoming:
     """The receiving half of ``ChannelProtocol``, which is its only caller.
 
@@ -55,7 +70,8 @@ class Incoming:
         limits: the bounds of the channel.
         system: the clock, and the way to close descriptors.
         convert: makes a handle of descriptors, or raises ``Refusal``.
-        gave_handles, gave_bytes: what an invitation granted from the start.
+        direct: the same for what has been found to be convertible without a question.
+        gave: what an invitation granted from the start.
     """
 
     def __init__(
@@ -63,12 +79,16 @@ class Incoming:
         limits: Limits,
         system: System,
         convert: Convert,
-        gave_handles: int = 0,
-        gave_bytes: int = 0,
+        direct: Direct | None,
+        gave: Invitation,
     ) -> None:
         self._limits = limits
+        self._depth = limits.depth
         self._system = system
         self._convert = convert
+        self._direct = direct if direct is not None else {}
+        self.on_internal: Callable[[Any], None] = lambda _: None
+        """Called with each internal message when its line is read; it is delivered as well."""
         self.native = False
         self.closing = False
         self.deliveries = Deliveries(limits.ready)
@@ -89,27 +109,57 @@ class Incoming:
         self.owes = False
 
         self.bytes_in = 0
-        self.gave_handles = gave_handles
-        self.gave_bytes = gave_bytes
+        self.gave_handles = gave.handles
+        self.gave_bytes = gave.bytes
         self._window = limits.window
         self.wants_more = False
         """Whether a local wait needs us to go on reading although nobody takes what comes."""
         self.errors: list[Exception] = []
         """Faults that cost one handle and not the channel, for the ``error`` event."""
 
-    # -- lines of the native dialect -------------------------------------------------------------
-
-    def message(self, message: JSON, size: int, is_internal: bool) -> None:
+    def message(self, message: JSON, size: int) -> None:
         """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
-        if self.native:
-            self._count_bytes(size)
+        received: Received = (message, None)
+        if type(message) is dict and "cmd" in message and envelope.is_internal(message):
+            received = Internal(received)
         if self._held:
             self._held.append(HeldLine(size, message))
         elif self.closing:
             self.deliveries.drop(size)
         else:
-            received = Internal((message, None)) if is_internal else (message, None)
             self.deliveries.add_plain(received, size)
+        if type(received) is Internal:
+            self.on_internal(message)
+
+    # -- lines of the native dialect -------------------------------------------------------------
+
+    def native_line(self, raw: memoryview, at: int, size: int) -> dict[str, Any] | None:
+        """Take a line of the native dialect. Returns it if it is a command for somebody else.
+
+        Raises:
+            MalformedEnvelope, RemoteProtocolError: the peer broke the protocol.
+        """
+        line: envelope.NativeLine
+        try:
+            # A line this short cannot be nested too deep.
+            line = _decode(raw) if size <= self._depth else _decode_carefully(raw, self._depth)
+        except envelope.DECODE_ERRORS:
+            line = _decode_carefully(raw, self._depth)
+        kind = type(line)
+        if kind is Handle:
+            self.handle(line, size)  # type: ignore[arg-type]
+        elif kind is Message:
+            self._count_bytes(size)
+            self.message(line.message, size)  # type: ignore[union-attr]
+        elif kind is envelope.DescriptorCount:
+            self.descriptor_count(line, at)  # type: ignore[arg-type]
+        elif kind is envelope.Again:
+            self.again(line)  # type: ignore[arg-type]
+        elif envelope.is_command(line):
+            return line  # type: ignore[return-value]
+        else:
+            raise MalformedEnvelope("the peer sent an object that is no command")
+        return None
 
     def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
         """Take ``[1,n]``: claim the front set.
@@ -136,15 +186,29 @@ class Incoming:
             )
         self._seen = sequence
         self._count_bytes(size)
-        fds, kinds = self.pairing.claim(line.fds)
-        # Nothing is in the way: the rule, and most of the work of a busy channel.
-        if (
-            fds is not None
-            and not (self._held or self.closing)
-            and self.deliveries.may_add_handle()
-        ):
-            self._release_handle(line, size, fds, kinds)
-            return
+        # Nothing is in the way: the rule.
+        if not (self._held or self.closing) and self.deliveries.may_add_handle():
+            if line.fds == 1 and line.options is None:
+                fd, fd_kind = self.pairing.claim_one()
+                make = self._direct.get((line.tag, fd_kind))
+                if make is not None and fd >= 0:
+                    # Most of the work of a busy channel.
+                    message = line.message
+                    received: Received = (message, make(fd, fd_kind))
+                    if type(message) is dict and "cmd" in message:
+                        received = _received(*received)
+                    self.deliveries.add_handle(received, size)
+                    self.ack_out = sequence
+                    self.owes = True
+                    return
+                fds, kinds = ([fd], [fd_kind]) if fd >= 0 else (None, [])
+            else:
+                fds, kinds = self.pairing.claim(line.fds)
+            if fds is not None:
+                self._release_handle(line, size, fds, kinds)
+                return
+        else:
+            fds, kinds = self.pairing.claim(line.fds)
         item = HeldLine(size, line.message, sequence, line.fds, line.tag, line.options, fds, kinds)
         self._held.append(item)
         if self.closing:

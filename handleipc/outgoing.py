@@ -26,7 +26,6 @@ from collections import deque
 from handleipc import envelope
 from handleipc.exceptions import DescriptorReleased, LocalProtocolError
 from handleipc.limits import Limits
-from handleipc.pending import PendingHandle
 from handleipc.sendqueue import SendQueue
 from handleipc.stages import Entry, EntryState, Late, NodeSlot, Stage
 from handleipc.system import System
@@ -37,6 +36,7 @@ __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
 # One stage spells this much; a longer line goes alone.
 STAGE_BYTES = 64 * 1024
 SET_MAX = 253
+QUEUED = EntryState.QUEUED
 # What spelling adds to a plain message.
 PLAIN_BYTES = len(envelope.spell_message(b"", True))
 
@@ -113,21 +113,18 @@ class Outgoing:
     @property
     def waiting_handles(self) -> int:
         """Handles queued or not yet acknowledged."""
-        return self.queue.handles + self.handles_out
+        return self.queue.handles + len(self.window.unacked) + (self.node.entry is not None)
 
     def is_above_water(self) -> bool:
         """Say whether senders should wait: from the high-water mark until below the low one."""
         limits = self._limits
-        size = self.queue.bytes
-        if self.stage is not None or self.parked is not None:
-            size = self.unsent_bytes
-        handles = self.queue.handles + len(self.window.unacked) + (self.node.entry is not None)
+        is_whole = self.stage is None and self.parked is None
+        size = self.queue.bytes if is_whole else self.unsent_bytes
+        handles = self.waiting_handles
         if self._above_water:
             self._above_water = size > limits.low_water_bytes or handles > limits.low_water_handles
-        else:
-            self._above_water = (
-                size >= limits.high_water_bytes or handles >= limits.high_water_handles
-            )
+        elif size >= limits.high_water_bytes or handles >= limits.high_water_handles:
+            self._above_water = True
         return self._above_water
 
     @property
@@ -216,48 +213,24 @@ class Outgoing:
         return stage
 
     def _native_stage(self) -> Stage | None:
-        window, queue = self.window, self.queue.items
+        window = self.window
         stage = Stage(b"")
-        items, fds = stage.items, stage.fds
         lines: list[bytes] = []
-        plain: list[bytes] = []
-        numbered: list[Entry] = []
-        room = self._handles_allowed()
         size, most = 0, min(STAGE_BYTES, window.may_bytes - window.bytes_sent)
-        while size < most and queue:
-            item = queue[0]
-            if type(item) is bytes:
-                plain.append(queue.popleft())  # type: ignore[arg-type]
-                size += len(item) + PLAIN_BYTES
-                items.append(item)
-                continue
-            if plain:
-                lines.append(self._spell_plain(plain))
-                plain = []
-            assert isinstance(item, Entry)
-            pending = item.pending
-            if item.state is EntryState.ENDED:
-                queue.popleft()
-            elif pending is None:
+        while size < most and (item := self.queue.head()) is not None:
+            if not isinstance(item, Entry):
+                size += self._stage_plain(stage, lines, most - size)
+            elif item.pending is None:
                 self._stage_waited(stage, lines, size)
                 size += len(lines[-1])
-            elif len(numbered) >= room or len(fds) + pending.fds_needed > SET_MAX:
-                break
             else:
-                line = self._stage_handle(item, pending, window.numbered + len(numbered) + 1, fds)
-                if line is not None:
-                    lines.append(line)
-                    size += len(line)
-                    items.append(item)
-                    numbered.append(item)
-        if plain:
-            lines.append(self._spell_plain(plain))
+                room = self._handles_allowed() - len(stage.entries)
+                if room <= 0 or len(stage.fds) + item.pending.fds_needed > SET_MAX:
+                    break
+                size += self._stage_handles(stage, lines, most - size, room)
         window.bytes_sent += size
-        if numbered:
-            window.number(numbered)
-            self._system.in_flight.add(len(numbered))
-            stage.entries += numbered
-            head = envelope.spell_count(len(fds))
+        if stage.fds:
+            head = envelope.spell_count(len(stage.fds))
             lines.insert(0, head)
             stage.marks = deque((end + len(head), what) for end, what in stage.marks)
         return self._finish(stage, lines)
@@ -271,26 +244,61 @@ class Outgoing:
             self._system.in_flight.allowance(len(window.unacked), limits.in_flight),
         )
 
-    def _spell_plain(self, plain: list[bytes]) -> bytes:
-        """Spell plain messages that stood in the queue one after the other."""
-        self.queue.bytes -= sum(map(len, plain))
-        return envelope.spell_messages(plain)
+    def _stage_plain(self, stage: Stage, lines: list[bytes], most: int) -> int:
+        """Spell the plain messages at the head of the queue that nobody waits for.
 
-    def _stage_handle(
-        self, entry: Entry, pending: PendingHandle, sequence: int, fds: list[int]
-    ) -> bytes | None:
-        """Spell the handle at the head of the queue; None if it was closed meanwhile."""
-        count = pending.fds_needed
-        try:
-            if count == 1:
-                fds.append(pending.fileno())
-            else:
-                fds += pending.filenos()
-        except DescriptorReleased as error:
-            self.queue.fail_head(str(error))
-            return None
-        self.queue.take()
-        return envelope.spell_handle(sequence, count, pending.tag, entry.line, pending.options)
+        Stops at ``most`` bytes or what is no such message; returns the bytes.
+        """
+        items = self.queue.items
+        run: list[bytes] = []
+        size = 0
+        while size < most and items and type(line := items[0]) is bytes:
+            run.append(line)
+            size += len(line) + PLAIN_BYTES
+            items.popleft()
+        lines.append(envelope.spell_messages(run))
+        stage.items += run
+        self.queue.bytes -= size - PLAIN_BYTES * len(run)
+        return size
+
+    def _stage_handles(self, stage: Stage, lines: list[bytes], most: int, room: int) -> int:
+        """Number and spell the handles at the head of the queue, up to ``room``. As above."""
+        queue, fds = self.queue, stage.fds
+        items = queue.items
+        run: list[Entry] = []
+        size = queued = 0
+        sequence = self.window.numbered
+        while size < most and len(run) < room and items:
+            entry = items[0]
+            if type(entry) is not Entry or entry.state is not QUEUED or entry.pending is None:
+                break
+            pending = entry.pending
+            count = pending.fds_needed
+            if len(fds) + count > SET_MAX:
+                break
+            try:
+                if count == 1:
+                    fds.append(pending.fileno())
+                else:
+                    fds += pending.filenos()
+            except DescriptorReleased as error:
+                queue.fail_head(str(error))
+                continue
+            items.popleft()
+            entry.state = EntryState.STAGED
+            sequence += 1
+            line = envelope.spell_handle(sequence, count, pending.tag, entry.line, pending.options)
+            lines.append(line)
+            run.append(entry)
+            size += len(line)
+            queued += len(entry.line)
+        queue.bytes -= queued
+        queue.handles -= len(run)
+        self.window.number(run)
+        self._system.in_flight.add(len(run))
+        stage.items += run
+        stage.entries += run
+        return size
 
     def _stage_waited(self, stage: Stage, lines: list[bytes], size: int) -> None:
         """Spell the plain message at the head of the queue, for which somebody waits."""
@@ -420,8 +428,12 @@ class Outgoing:
     def acknowledge(self, ack: int) -> None:
         """Every handle up to ``ack`` is the peer's. Raises as ``Window.acknowledge``."""
         ended = self.window.acknowledge(ack)
+        outcomes = self.outcomes
         for entry in ended:
-            self.queue.end(entry, None)
+            entry.state = EntryState.ENDED
+            entry.pending.delivered()  # type: ignore[union-attr]
+            if entry.waiter is not None:
+                outcomes.append((entry, None))
         if ended:
             self._system.in_flight.release(len(ended))
 

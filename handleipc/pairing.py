@@ -109,6 +109,17 @@ class Pairing:
         self._close(fds)
         return None, []
 
+    def claim_one(self) -> tuple[int, int]:
+        """As ``claim(1)``, which is nearly all claims: the descriptor, -1 if lost, and its kind."""
+        at = self._claimed
+        if not self._places or at >= len(self._fds):
+            fds, _ = self.claim(1)
+            assert fds is None
+            return -1, 0
+        self._places -= 1
+        self._claimed = at + 1
+        return self._fds[at], self._kinds[at]
+
     def close(self) -> None:
         """Close everything that was not claimed."""
         for unclaimed in self.sets:

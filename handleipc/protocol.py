@@ -25,21 +25,19 @@ closed. The rules were found with an executable model; docs/wire.md states them 
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from handleipc import codec, envelope
 from handleipc.exceptions import (
     DescriptorReleased,
     HandleIPCError,
     LocalProtocolError,
-    MalformedEnvelope,
     RemoteProtocolError,
 )
 from handleipc.framing import Batch
-from handleipc.incoming import Convert, Incoming
+from handleipc.incoming import Convert, Direct, Incoming, Invitation
 from handleipc.limits import Limits
 from handleipc.outgoing import Outgoing
 from handleipc.stages import Entry, Stage
@@ -56,21 +54,13 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Invitation:
-    """What a parent tells its child about the native dialect before it starts."""
-
-    handles: int
-    bytes: int
-
-
 class ChannelProtocol:
     """The protocol of one end.
 
     Args:
         limits: the bounds of this end.
         system: the clock, descriptors, and the process-wide budget.
-        convert: makes handles of received descriptors.
+        convert, direct: make handles of received descriptors.
         inviting: this end has invited the peer, with its own limits as the first grants.
         invited_by: the invitation this end was started with, if it was.
     """
@@ -81,6 +71,7 @@ class ChannelProtocol:
         system: System,
         convert: Convert,
         *,
+        direct: Direct | None = None,
         inviting: bool = False,
         invited_by: Invitation | None = None,
     ) -> None:
@@ -97,15 +88,13 @@ class ChannelProtocol:
         grants = invited_by or Invitation(0, 0)
         self.outgoing = Outgoing(limits, system, grants.handles, grants.bytes)
         gave = Invitation(limits.window, limits.bytes) if inviting else Invitation(0, 0)
-        self.incoming = Incoming(limits, system, convert, gave.handles, gave.bytes)
+        self.incoming = Incoming(limits, system, convert, direct, gave)
         self.outgoing.hold_native_only = self._inviting = inviting
         self._may_switch = invited_by is not None
         self._peer_switched = False
         self._seen_a_line = False
         self._write_dead = False
 
-        self.on_internal: Callable[[Any], None] = lambda _: None
-        """Called with each internal message when its line is read; it is delivered as well."""
         self.on_wake: Callable[[], None] = lambda: None
         """Called when another channel's progress lets this one go on: call ``next_stage``."""
         self._retry_at: float | None = None
@@ -247,7 +236,13 @@ class ChannelProtocol:
             for end in batch.ends:
                 if sets:
                     incoming.pairing.check_claimed(offset + start)
-                self._line(view[start : end - 1], offset + start, end - start)
+                line = view[start : end - 1]
+                if incoming.native:
+                    command = incoming.native_line(line, offset + start, end - start)
+                    if command is not None:
+                        self._command(command, offset + start, end - start, False)
+                else:
+                    self._node_line(line, offset + start, end - start)
                 start = end
             incoming.pairing.check_claimed(offset + start)
         except HandleIPCError as error:
@@ -256,44 +251,17 @@ class ChannelProtocol:
         incoming.pump()
         self._watch_progress(batch)
 
-    def _line(self, line: memoryview, at: int, size: int) -> None:
-        incoming = self.incoming
-        if incoming.native:
-            decoded = envelope.decode_native(line, self.limits.depth)
-            if type(decoded) is envelope.Handle:
-                incoming.handle(decoded, size)
-            elif type(decoded) is envelope.Message:
-                self._message(decoded.message, size)
-            else:
-                self._native_line(decoded, at, size)
-            return
+    def _node_line(self, line: memoryview, at: int, size: int) -> None:
         # A handle of Node that is sent again has one more envelope around it than usual.
         value = codec.decode(line, self.limits.depth + 2 * envelope.ENVELOPE_DEPTH)
         first, self._seen_a_line = not self._seen_a_line, True
         if envelope.is_command(value):
             self._command(value, at, size, first)
         else:
-            self._message(value, size)
+            self.incoming.message(value, size)
         if first and not self._peer_switched:
             # The peer speaks node, and will not learn another language later.
             self.outgoing.hold_native_only = False
-
-    def _message(self, message: Any, size: int) -> None:
-        is_internal = envelope.is_internal(message)
-        self.incoming.message(message, size, is_internal)
-        if is_internal:
-            self.on_internal(message)
-
-    def _native_line(self, line: envelope.NativeLine, at: int, size: int) -> None:
-        match line:
-            case envelope.DescriptorCount():
-                self.incoming.descriptor_count(line, at)
-            case envelope.Again():
-                self.incoming.again(line)
-            case _:
-                if not envelope.is_command(line):
-                    raise MalformedEnvelope("the peer sent an object that is no command")
-                self._command(cast(dict[str, Any], line), at, size, False)
 
     def _command(self, value: dict[str, Any], at: int, size: int, first: bool) -> None:
         command = value["cmd"]

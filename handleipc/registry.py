@@ -61,6 +61,10 @@ class Registry:
         self._custom: dict[str, Conversion[Any]] = {}
         self._found: dict[type, Pender | None] = {}
         self._fallbacks: list[Fallback] = []
+        self._plain_builders: dict[str, Callable[[int, int], object]] = {}
+        self.direct: dict[tuple[str, int], Callable[[int, int], object]] = {}
+        """By tag and kind, what makes a handle that comes without options: each is entered when it
+        was first converted. Tags and kinds are few, whatever a peer sends."""
 
     def add_fallback(self, fallback: Fallback) -> None:
         """Ask ``fallback`` about objects of types nobody has named; None means it knows neither."""
@@ -71,9 +75,19 @@ class Registry:
         self._penders[python_type] = pender
         self._found.clear()
 
-    def add_builder(self, tag: str, builder: Builder) -> None:
-        """Make what arrives under a built-in tag with ``builder``, which owns the descriptor."""
+    def add_builder(
+        self, tag: str, builder: Builder, plain: Callable[[int, int], object] | None = None
+    ) -> None:
+        """Make what arrives under a built-in tag with ``builder``, which owns the descriptor.
+
+        Args:
+            tag: the tag.
+            builder: called with the descriptor, its kind and the options.
+            plain: called instead, without them, where there are none; if it is quicker.
+        """
         self._builders[tag] = builder
+        self._plain_builders[tag] = plain or (lambda fd, kind: builder(fd, kind, None))
+        self.direct.clear()
 
     def register(self, python_type: type[T], conversion: Conversion[T]) -> None:
         """Send objects of this type, and of its subclasses, by ``conversion``. Native dialect only.
@@ -98,7 +112,8 @@ class Registry:
             UnsupportedHandle: nothing is known about objects of its type, or this one is closed,
                 unconnected or otherwise not to be sent.
         """
-        pender = self._pender(type(handle))
+        python_type = type(handle)
+        pender = self._found.get(python_type) or self._pender(python_type)
         if pender is None:
             for fallback in self._fallbacks:
                 pending = fallback(handle, keep_open)
@@ -135,6 +150,8 @@ class Registry:
         if len(fds) == 1 and (
             tag == conversions.FD or conversions.is_expected(tag, kinds[0], options)
         ):
+            if options is None:
+                self.direct[tag, kinds[0]] = self._plain_builders[tag]
             return builder(fds[0], kinds[0], options)
         _close(fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
@@ -167,6 +184,7 @@ class Registry:
         other = Registry()
         other._penders.update(self._penders)
         other._builders.update(self._builders)
+        other._plain_builders.update(self._plain_builders)
         other._custom.update(self._custom)
         other._fallbacks.extend(self._fallbacks)
         return other

@@ -28,16 +28,29 @@ class SendQueue:
         self.handles = 0
         """That wait."""
         self.outcomes: deque[tuple[Entry, str | None]] = deque()
-        """Entries that ended: (entry, None) if delivered or written, else why not."""
+        """Entries that ended: (entry, None) if delivered or written, else why not. Of successes
+        only those that somebody waits for."""
 
     def push(self, item: bytes | Entry) -> None:
-        """Queue a message."""
-        self.items.append(item)
-        if isinstance(item, Entry):
-            self.bytes += len(item.line)
-            self.handles += item.pending is not None
+        """Queue a message of any kind."""
+        if not isinstance(item, Entry):
+            self.push_line(item)
+        elif item.pending is not None:
+            self.push_handle(item)
         else:
-            self.bytes += len(item)
+            self.items.append(item)
+            self.bytes += len(item.line)
+
+    def push_line(self, line: bytes) -> None:
+        """Queue a plain message that nobody waits for."""
+        self.items.append(line)
+        self.bytes += len(line)
+
+    def push_handle(self, entry: Entry) -> None:
+        """Queue a handle with its message."""
+        self.items.append(entry)
+        self.bytes += len(entry.line)
+        self.handles += 1
 
     def head(self) -> bytes | Entry | None:
         """Return what is to leave next, dropping what was withdrawn."""
@@ -92,7 +105,8 @@ class SendQueue:
                 pending.returned()
         elif isinstance(entry, Late):
             entry.ended()
-        self.outcomes.append((entry, reason))
+        if reason is not None or entry.waiter is not None:
+            self.outcomes.append((entry, reason))
 
     def fail_head(self, reason: str) -> None:
         """Give the handle at the head back."""

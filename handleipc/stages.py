@@ -26,22 +26,26 @@ class EntryState(enum.Enum):
     ENDED = enum.auto()
 
 
+QUEUED = EntryState.QUEUED
+
+
 class Entry:
     """One ``send`` that somebody waits for, or that carries a handle.
 
-    ``waiter`` is the front's and not looked at here. Of a plain message nobody waits for, only its
-    bytes are queued.
+    ``waiter`` is the front's: whoever is to hear of its success. Of a plain message nobody waits
+    for, only its bytes are queued.
     """
 
-    __slots__ = ("asks", "line", "message", "pending", "sequence", "state", "waiter")
+    __slots__ = ("line", "message", "pending", "sequence", "state", "waiter")
+
+    sequence: int
+    """Its number, once it has one."""
 
     def __init__(self, line: bytes, message: JSON, pending: PendingHandle | None) -> None:
         self.line = line
         self.message = message
         self.pending = pending
-        self.state = EntryState.QUEUED
-        self.sequence = 0
-        self.asks = 0
+        self.state = QUEUED
         self.waiter: object = None
 
 

@@ -37,6 +37,7 @@ class Window:
         self.acked = 0
         self.unacked: dict[int, Entry] = {}
         """In the order of their numbers."""
+        self._asks: dict[int, int] = {}
         self.resend: deque[int] = deque()
         """Numbers of handles whose descriptors the peer asked for again."""
 
@@ -77,6 +78,10 @@ class Window:
             # None if it was refused.
             if entry is not None:
                 ended.append(entry)
+        if not unacked:
+            unacked.clear()  # or it would keep the room of its busiest moment
+        if self._asks:
+            self._asks = {sequence: n for sequence, n in self._asks.items() if sequence > ack}
         if self.resend:
             self.resend = deque(sequence for sequence in self.resend if sequence > ack)
         self.acked = ack
@@ -98,11 +103,11 @@ class Window:
                 asked for too often.
         """
         for sequence in range(first, first + count):
-            entry = self._outstanding(sequence, "asked again for")
+            self._outstanding(sequence, "asked again for")
             if sequence in self.resend:
                 raise RemoteProtocolError(f"the peer asked twice for handle {sequence}")
-            entry.asks += 1
-            if entry.asks > self._limits.asks:
+            asks = self._asks[sequence] = self._asks.get(sequence, 0) + 1
+            if asks > self._limits.asks:
                 raise RemoteProtocolError(f"the peer asked for handle {sequence} too often")
             self.resend.append(sequence)
 

@@ -224,6 +224,7 @@ class World:
             return
         if kind == "w":
             entry = Entry(line, number, None)
+            entry.waiter = "somebody"
             end.entries.append(entry)
             end.protocol.send(entry)
             return
@@ -236,6 +237,7 @@ class World:
             on_delivered=token.close,
         )
         entry = Entry(line, number, pending)
+        entry.waiter = "somebody"
         end.entries.append(entry)
         end.protocol.send(entry)
 

@@ -100,6 +100,7 @@ class Fed:
                 **options,
             )
         entry = Entry(message, message.decode(), pending)
+        entry.waiter = "somebody"
         self.protocol.send(entry)
         return entry
 

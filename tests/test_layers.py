@@ -30,6 +30,7 @@ LAYERS = [
     {"asyncio.handles", "asyncio.driver"},
     {"asyncio.server", "asyncio.streams"},
     {"asyncio.counting"},
+    {"asyncio.sender"},
     {"asyncio.channel"},
     {"asyncio.process"},
     {"asyncio.target"},

@@ -1,42 +1,155 @@
-// Node.js as its users run it: `node node.js handles|messages N`.
-const { fork } = require('child_process');
+// Node.js as its users run it: `node node.js ROLE PROGRAM N`, where PROGRAM runs the child: the path
+// of a Node.js, or that of a Python. While send() returns true; then when the last has been written.
+const { fork, spawn } = require('child_process');
+const cluster = require('cluster');
 const net = require('net');
+const path = require('path');
 
-if (process.send) {
+const ANSWER = 'Child handled it.';
+const OURS = path.join(__dirname, 'ours.py');
+const ROOT = path.join(__dirname, '..', '..');
+
+const message = (i, n) => ({ op: 'route', n: i, of: n, ok: true });
+
+const report = (count, start) =>
+  console.log(JSON.stringify({ count, seconds: Number(process.hrtime.bigint() - start) / 1e9 }));
+
+const large = (what, size) => {
+  if (what === 'string') return 'x'.repeat(size);
+  const count = Math.floor(size / 86);
+  return Array.from({ length: count }, (_, id) => ({ id, name: `object ${id}`, tags: ['a', 'b'], ok: true }));
+};
+
+// Take everything, close what comes, and say when all is there.
+const child = () => {
   let count = 0;
-  process.on('message', (message, handle) => {
+  process.on('message', (received, handle) => {
     if (handle) handle.destroy();
-    if (message === 'warm') process.send('warm');
-    else if (++count === message.of) process.send('done');
+    if (typeof received === 'object' && !Array.isArray(received)) {
+      if (++count === received.of) process.send('done');
+    } else process.send('warm');
   });
-} else {
-  const [what, n] = [process.argv[2], Number(process.argv[3])];
-  const child = fork(__filename);
+};
+
+const start = (program, ready) => {
+  const options = { stdio: [0, 1, 2, 'ipc'], env: { ...process.env, PYTHONPATH: ROOT } };
+  const args = program.includes('node') ? [__filename, 'child'] : [OURS, 'child'];
+  const started = spawn(program, args, options);
+  started.once('message', () => ready(started));
+  started.send('warm');
+  return started;
+};
+
+// A connection, or n of them, accepted by a server.
+const accepted = (n, ready) => {
+  const sockets = [];
   const server = net.createServer((socket) => {
-    let sent = 0;
-    let start;
+    sockets.push(socket);
+    if (sockets.length === n) ready(sockets);
+  });
+  server.listen({ port: 0, host: '127.0.0.1', backlog: 4096 }, () => {
+    const { port } = server.address();
+    let opened = 0;
     const more = () => {
-      // As its documentation says: while send() returns true, then when the last has been written.
+      if (opened++ < n) net.connect(port, '127.0.0.1', more);
+    };
+    more();
+  });
+};
+
+const finish = (started, n, begin) => {
+  started.on('message', () => {
+    report(n, begin);
+    process.exit(0);
+  });
+};
+
+const sendAll = (program, n, socketOf, atOnce) =>
+  start(program, (started) => {
+    const begin = process.hrtime.bigint();
+    finish(started, n, begin);
+    let sent = 0;
+    const more = () => {
       while (sent < n) {
-        const message = { op: 'route', n: sent++, of: n, ok: true };
-        const last = sent % 64 === 0 || sent === n;
-        if (what === 'handles') child.send(message, socket, { keepOpen: true }, last ? next : undefined);
-        else child.send(message, last ? next : undefined);
+        const i = sent++;
+        const last = !atOnce && (sent % 64 === 0 || sent === n);
+        const args = [message(i, n)];
+        if (socketOf) args.push(socketOf(i), { keepOpen: true });
+        if (last) args.push(more);
+        started.send(...args);
         if (last) return;
       }
     };
-    const next = () => more();
-    child.on('message', (message) => {
-      if (message === 'warm') {
-        start = process.hrtime.bigint();
-        more();
-      } else {
-        const seconds = Number(process.hrtime.bigint() - start) / 1e9;
-        console.log(JSON.stringify({ seconds, count: n }));
-        process.exit(0);
-      }
-    });
-    child.send('warm');
+    more();
   });
-  server.listen(0, '127.0.0.1', () => net.connect(server.address().port, '127.0.0.1'));
-}
+
+const roles = {
+  child,
+  messages: (program, n) => sendAll(program, Number(n)),
+  handles: (program, n) => accepted(1, ([socket]) => sendAll(program, Number(n), () => socket)),
+  queued: (program, n) => accepted(1, ([socket]) => sendAll(program, Number(n), () => socket, true)),
+  distinct: (program, n) =>
+    accepted(Number(n), (sockets) =>
+      start(program, (started) => {
+        finish(started, Number(n), process.hrtime.bigint());
+        sockets.forEach((socket, i) => started.send(message(i, Number(n)), socket));
+      })),
+  large: (program, what, size, n) =>
+    start(program, (started) => {
+      const sent = large(what, Number(size));
+      const begin = process.hrtime.bigint();
+      let left = Number(n);
+      const next = () => {
+        if (left-- === 0) {
+          report(Number(n), begin);
+          process.exit(0);
+        }
+        started.send(sent);
+      };
+      started.on('message', next);
+      next();
+    }),
+  // Accept, hand to the children in turn, and let them answer. Until SIGTERM.
+  hand_out: (children) => {
+    const workers = Array.from({ length: Number(children) }, () => fork(__filename, ['answerer']));
+    let turn = 0;
+    const server = net.createServer({ pauseOnConnect: true }, (socket) => {
+      workers[turn].send('socket', socket);
+      turn = (turn + 1) % workers.length;
+    });
+    let ready = 0;
+    workers.forEach((worker) =>
+      worker.once('message', () => {
+        if (++ready === workers.length) {
+          server.listen({ port: 0, host: '127.0.0.1', backlog: 1024 }, () => console.log(server.address().port));
+        }
+      }));
+    process.on('SIGTERM', () => {
+      workers.forEach((worker) => worker.kill());
+      process.exit(0);
+    });
+  },
+  answerer: () => {
+    process.on('message', (_, socket) => socket && socket.end(ANSWER));
+    process.send('ready');
+  },
+  cluster: (children) => {
+    if (cluster.isWorker) {
+      net.createServer((socket) => socket.end(ANSWER)).listen({ port: 0, host: '127.0.0.1', backlog: 1024 });
+      return;
+    }
+    cluster.schedulingPolicy = cluster.SCHED_RR;
+    let ready = 0;
+    cluster.on('listening', (_, address) => {
+      if (++ready === Number(children)) console.log(address.port);
+    });
+    for (let i = 0; i < Number(children); i++) cluster.fork();
+    process.on('SIGTERM', () => {
+      Object.values(cluster.workers).forEach((worker) => worker.process.kill('SIGKILL'));
+      process.exit(0);
+    });
+  },
+};
+
+const [role, ...args] = process.argv.slice(2);
+roles[role](...args);

@@ -12,38 +12,26 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
-from handleipc import codec
-from handleipc.asyncio.counting import CountingDriver
 from handleipc.asyncio.driver import Aborted, process_system
 from handleipc.asyncio.handles import default_registry
-from handleipc.asyncio.waiters import Waiters
+from handleipc.asyncio.sender import Sender
 from handleipc.deliveries import Internal, Received
 from handleipc.exceptions import (
     ChannelBusy,
     ChannelClosed,
-    ChannelFull,
-    HandleNotDelivered,
-    MessageNotSerializable,
     RemoteProtocolError,
 )
 from handleipc.limits import Limits
 from handleipc.protocol import ChannelProtocol, Invitation, State
-from handleipc.stages import Entry
-from handleipc.typing import JSON
 
 __all__ = ["Channel"]
 
 log = logging.getLogger("handleipc")
 
-# Sends in a row that never had to wait, after which other tasks get their turn.
-SENDS_IN_A_ROW = 64
-# Bytes that an envelope of either dialect adds to a message at most, its handle's options aside.
-ENVELOPE_BYTES = 256
-
 Message = Received
 
 
-class Channel(CountingDriver):
+class Channel(Sender):
     """One end of a channel. Made by ``fork``, ``spawn`` and ``parent``, not by hand.
 
     It is its own iterator: ``async for message, handle in channel`` ends when the peer disconnects.
@@ -69,17 +57,19 @@ class Channel(CountingDriver):
         invited_by: Invitation | None = None,
         accept_handles: bool = True,
     ) -> None:
-        convert = self._convert if accept_handles else default_registry.refuse
         super().__init__(
             sock,
             ChannelProtocol(
-                limits, process_system, convert, inviting=inviting, invited_by=invited_by
+                limits,
+                process_system,
+                self._convert if accept_handles else default_registry.refuse,
+                direct=default_registry.direct if accept_handles else None,
+                inviting=inviting,
+                invited_by=invited_by,
             ),
         )
         self._reader: asyncio.Future[None] | None = None
         self._wants_all = False
-        self._senders, self._drainers, self._flushers = Waiters(), Waiters(), Waiters()
-        self._sends_in_a_row = 0
         self._disconnect_emitted = False
 
     def _attach(self) -> None:
@@ -97,114 +87,6 @@ class Channel(CountingDriver):
     def dialect(self) -> str:
         """``"node"`` or ``"native"``: how this channel is spelled on the wire, as known so far."""
         return self._protocol.dialect
-
-    async def send(
-        self,
-        message: JSON,
-        handle: object = None,
-        *,
-        keep_open: bool = False,
-        transfer: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Send a message, with a handle or without.
-
-        Returns when a plain message has been written to the kernel, or when the peer has
-        acknowledged the handle, which from then on is its own: a connection is closed here, unless
-        ``keep_open``; listeners, UDP sockets and ``Native`` stay open in any case.
-
-        A call cancelled, or timed out, before the first byte has left is withdrawn, and the handle
-        is the caller's. Later it goes on; should it fail then, it goes to ``"undelivered"``.
-
-        Args:
-            message: any JSON value.
-            handle: what to hand over; see the table in the README.
-            keep_open: keep this end's copy open after delivery.
-            transfer: of a ``Server``: stop accepting here when the peer has it. Connections
-                accepted before can still be taken.
-            timeout: seconds to wait; None for ever.
-
-        Raises:
-            HandleNotDelivered: the handle is back and usable; the exception says why.
-            ChannelClosed: this end has disconnected.
-            ChannelBroken: the peer ended, before the message was written.
-            ChannelFull: more is queued than ``Limits`` allows.
-            ChannelBusy: the peer waits for us to read, and nobody does.
-            MessageNotSerializable, UnsupportedHandle, DescriptorReleased: bad input; nothing was
-                sent.
-            TimeoutError: ``timeout`` passed. If the handle has been withdrawn, as
-                ``HandleNotDelivered`` instead.
-        """
-        entry = self._queue(message, handle, keep_open, transfer=transfer, waited=True)
-        with self._senders.new(self._loop) as waiter:
-            entry.waiter = waiter
-            try:
-                self._turn()
-                if waiter.done():
-                    await self._be_fair()
-                    waiter.result()
-                elif timeout is None:
-                    await waiter
-                else:
-                    async with asyncio.timeout(timeout):
-                        await waiter
-            except (asyncio.CancelledError, TimeoutError, ChannelBusy) as error:
-                entry.waiter = None
-                withdrawn = self._protocol.outgoing.withdraw(entry)
-                self._schedule_turn()
-                failed = waiter.exception() if waiter.done() and not waiter.cancelled() else None
-                if isinstance(failed, HandleNotDelivered):
-                    # It came back in the very turn in which the caller stopped waiting.
-                    self._undelivered(entry, failed.reason)
-                if withdrawn and handle is not None and isinstance(error, TimeoutError):
-                    reason = f"it did not leave within {timeout} s"
-                    raise HandleNotDelivered(handle, reason) from None
-                raise
-
-    def send_nowait(
-        self,
-        message: JSON,
-        handle: object = None,
-        *,
-        keep_open: bool = False,
-        transfer: bool = False,
-    ) -> bool:
-        """Queue a message, as Node's ``send``; it leaves with all others of this loop turn.
-
-        A handle that cannot be delivered goes to the ``"undelivered"`` listeners as ``(message,
-        handle, reason)``; with no listener it is closed and logged.
-
-        Returns:
-            False above the high-water mark: ``await drain()`` before sending more.
-
-        Raises:
-            ChannelClosed, ChannelBroken, ChannelFull, MessageNotSerializable, UnsupportedHandle,
-            DescriptorReleased: as ``send``.
-        """
-        self._queue(message, handle, keep_open, transfer=transfer, waited=False)
-        self._schedule_turn()
-        return not self._protocol.outgoing.is_above_water()
-
-    async def drain(self) -> None:
-        """Wait until the queue is below its low-water mark.
-
-        Raises:
-            ChannelBroken: the channel ended with messages queued.
-            ChannelBusy: the peer waits for us to read, and nobody does.
-        """
-        if self._is_closed or self._protocol.outgoing.is_above_water():
-            await self._wait_in(self._drainers)
-
-    async def flush(self) -> None:
-        """Wait until everything is written and every handle acknowledged.
-
-        Raises:
-            ChannelBroken: the channel ended before.
-            ChannelBusy: the peer waits for us to read, and nobody does.
-        """
-        self._turn()
-        if not self._protocol.outgoing.idle or self._is_closed:
-            await self._wait_in(self._flushers)
 
     async def recv(self) -> Message:
         """Return the next message as ``(message, handle)``; ``handle`` is None for plain ones.
@@ -272,56 +154,6 @@ class Channel(CountingDriver):
         """
         self._abort(Aborted())
         self._turn()
-
-    # -- queueing --------------------------------------------------------------------------------
-
-    def _queue(
-        self, message: JSON, handle: object, keep_open: bool, *, transfer: bool, waited: bool
-    ) -> Entry:
-        protocol, limits = self._protocol, self._limits
-        if protocol.state is not State.OPEN:
-            raise self._why_closed()
-        line = codec.encode(message, limits.depth)
-        size = len(line)
-        if size + ENVELOPE_BYTES > limits.line:
-            raise MessageNotSerializable(
-                f"the message takes {size} bytes, and Limits.line is {limits.line}"
-            )
-        outgoing = protocol.outgoing
-        queued = outgoing.unsent_bytes
-        if queued and queued + size > limits.queued_bytes:
-            raise ChannelFull(
-                f"{queued} bytes are queued, and Limits.queued_bytes is"
-                f" {limits.queued_bytes}: await drain() before sending more"
-            )
-        if handle is None:
-            entry = Entry(line, message, None)
-            outgoing.queue.push(entry if waited else line)
-            return entry
-        if outgoing.waiting_handles >= limits.queued_handles:
-            raise ChannelFull(
-                f"{outgoing.waiting_handles} handles are queued, which is Limits.queued_handles:"
-                " await drain() before sending more"
-            )
-        entry = Entry(line, message, self._pend(handle, keep_open, transfer))
-        outgoing.queue.push(entry)
-        return entry
-
-    async def _be_fair(self) -> None:
-        """Give other tasks their turn after many sends that never had to wait."""
-        self._sends_in_a_row += 1
-        if self._sends_in_a_row >= SENDS_IN_A_ROW:
-            self._sends_in_a_row = 0
-            await asyncio.sleep(0)
-
-    async def _wait_in(self, waiters: Waiters) -> None:
-        if self._is_closed:
-            if self._protocol.outgoing.lost_something:
-                raise self._why_closed()
-            return
-        with waiters.new(self._loop) as waiter:
-            self._turn()
-            await waiter
 
     # -- taking ----------------------------------------------------------------------------------
 
@@ -409,36 +241,7 @@ class Channel(CountingDriver):
         wanted, incoming.wants_more = incoming.wants_more, self._is_waited_for
         return incoming.wants_more and not wanted and incoming.native and incoming.grant_due
 
-    @property
-    def _is_waited_for(self) -> bool:
-        return bool(self._senders or self._drainers or self._flushers)
-
     # -- telling ---------------------------------------------------------------------------------
-
-    def _report_outcomes(self) -> None:
-        outcomes = self._protocol.outgoing.outcomes
-        while outcomes:
-            entry, reason = outcomes.popleft()
-            waiter = entry.waiter
-            if isinstance(waiter, asyncio.Future) and not waiter.done():
-                if reason is None:
-                    waiter.set_result(None)
-                elif entry.pending is None:
-                    waiter.set_exception(self._why_closed())
-                else:
-                    waiter.set_exception(HandleNotDelivered(entry.pending.handle, reason))
-            elif reason is not None and entry.pending is not None:
-                self._undelivered(entry, reason)
-
-    def _undelivered(self, entry: Entry, reason: str) -> None:
-        assert entry.pending is not None
-        handle = entry.pending.handle
-        if self._emit("undelivered", entry.message, handle, reason):
-            return
-        log.warning("%r was not delivered and nobody listens for it: %s", handle, reason)
-        close = getattr(handle, "close", None)
-        if entry.pending.is_given_away and close is not None:
-            close()
 
     def _report_faults(self) -> None:
         protocol = self._protocol
@@ -449,21 +252,6 @@ class Channel(CountingDriver):
         for error in errors:
             if not self._emit("error", error):
                 log.warning("%r: %s", self, error)
-
-    def _wake_waiters(self) -> None:
-        outgoing, closed = self._protocol.outgoing, self._is_closed
-        if self._protocol.nobody_reads and not closed:
-            held = self._protocol.incoming.deliveries.bytes
-            busy = f"nobody reads this channel, and {held} bytes are held for it"
-            for waiters in (self._senders, self._drainers, self._flushers):
-                waiters.fail(lambda: ChannelBusy(busy))
-        elif closed and outgoing.lost_something:
-            for waiters in (self._drainers, self._flushers):
-                waiters.fail(self._why_closed)
-        if self._drainers and (closed or not self._protocol.outgoing.is_above_water()):
-            self._drainers.wake()
-        if self._flushers and (closed or outgoing.idle):
-            self._flushers.wake()
 
     # -- ends ------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class CountingDriver(Driver):
             lambda: protocol.incoming.native,
             self._send_late,
         )
-        protocol.on_internal = self._take_statement
+        protocol.incoming.on_internal = self._take_statement
         super().__init__(sock, protocol)
 
     def _pend(self, handle: object, keep_open: bool, transfer: bool) -> PendingHandle:
@@ -56,16 +56,17 @@ class CountingDriver(Driver):
                 pending.returned()
                 raise UnsupportedHandle("transfer=True is for a Server: others have no listener")
             handle.transfer(pending)
-        self._follow(handle, pending, keep_open)
+        if not keep_open and pending.tag == NET_SOCKET:
+            self._follow(handle, pending)
         if pending.native_only and not self._protocol.may_become_native:
             pending.returned()
             raise UnsupportedHandle(PEER_SPEAKS_NODE)
         return pending
 
-    def _follow(self, handle: object, pending: PendingHandle, keep_open: bool) -> None:
+    def _follow(self, handle: object, pending: PendingHandle) -> None:
         """Have a connection that is to be sent counted at the peer, once it is the peer's."""
         group = getattr(handle, "group", None)
-        if group is not None and not keep_open and pending.tag == NET_SOCKET:
+        if group is not None:
             pending.on_handed_on = partial(self._handed_on, handle, group)
 
     def _handed_on(self, handle: Any, group: Group) -> None:
@@ -78,7 +79,9 @@ class CountingDriver(Driver):
         self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
     ) -> object:
         handle = default_registry.convert(tag, options, fds, kinds)
-        key = options.get("key") if options else None
+        if options is None:
+            return handle
+        key = options.get("key")
         if isinstance(key, str) and isinstance(handle, BaseConnection):
             handle.group = self.lists.receiver(key)
             handle.group.opened_here()

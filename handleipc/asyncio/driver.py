@@ -192,6 +192,19 @@ class Driver(Emitter):
             self._schedule_read()
         self._arm_timer()
 
+    def _write_early(self) -> None:
+        """Write without giving the application anything, in the middle of its own doing.
+
+        What the peer has said is read first, since it may let more leave; it is given in the turn
+        that follows.
+        """
+        self._schedule_turn()
+        if self._in_turn or self._is_writing or self._is_closed:
+            return
+        if self._is_reading and self._protocol.outgoing.handles_out:
+            self._read()
+        self._write()
+
     def _go_on(self) -> bool:
         """Write and give in turns, since each makes room for the other. Returns ``_write``'s."""
         protocol = self._protocol

@@ -22,7 +22,7 @@ def _build_connection(fd: int, kind: int, options: Options | None) -> Connection
 
 
 default_registry = Registry()
-default_registry.add_builder(conversions.NET_SOCKET, _build_connection)
+default_registry.add_builder(conversions.NET_SOCKET, _build_connection, Connection)
 default_registry.add_builder(conversions.NET_NATIVE, conversions.build_native)
 default_registry.add_builder(conversions.DGRAM_SOCKET, conversions.build_socket)
 default_registry.add_builder(conversions.DGRAM_NATIVE, conversions.build_native)

@@ -1,0 +1,300 @@
+"""handleipc: ``python ours.py ROLE ARGUMENT...``. ``BENCHMARK_LOOP=uvloop`` runs it on uvloop.
+
+Roles of a parent take the program of the child, ``python`` or the path of a Node.js.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import handleipc
+from benchmarks.contenders.common import connection, cpu_seconds, large, message, report
+from handleipc.ancillary import descriptor_kind
+
+ANSWER = b"Child handled it."
+NODE = str(Path(__file__).with_name("node.js"))
+
+
+async def start(program: str, *args: str) -> handleipc.Child:
+    """Start the child that takes everything, and wait until it runs."""
+    if program == "python":
+        child = await handleipc.fork(__file__, "child", *args)
+    else:
+        child = await handleipc.spawn(program, NODE, "child", *args)
+    await child.send("warm")
+    assert (await child.recv())[0] == "warm"
+    return child
+
+
+async def end(child: handleipc.Child) -> None:
+    """Let the child go."""
+    child.disconnect()
+    await child.wait()
+
+
+def live() -> handleipc.Connection:
+    """Return a connection to hand over."""
+    sock = connection()
+    made = handleipc.Connection(sock.fileno(), descriptor_kind(sock.fileno()))
+    sock.detach()
+    return made
+
+
+# -- parents ---------------------------------------------------------------------------------------
+
+
+async def handles(program: str, n: int, *, moved: bool = False) -> None:
+    """Hand one connection over n times, keeping it; or n connections of their own."""
+    child = await start(program)
+    kept = live()
+    kind = descriptor_kind(kept.fileno())
+    own = [handleipc.Connection(os.dup(kept.fileno()), kind) for _ in range(n if moved else 0)]
+    used = cpu_seconds()
+    begin = time.perf_counter()
+    for i in range(n):
+        handle = own[i] if moved else kept
+        if not child.send_nowait(message(i, n), handle, keep_open=not moved):
+            await child.drain()
+    assert (await child.recv())[0] == "done"
+    seconds = time.perf_counter() - begin
+    used = cpu_seconds() - used
+    await end(child)
+    report(n, seconds, cpu=used, child_cpu=cpu_seconds(resource.RUSAGE_CHILDREN))
+    kept.close()
+
+
+async def queued(program: str, n: int) -> None:
+    """Queue n handles at once, never waiting."""
+    limits = handleipc.Limits(queued_handles=max(n, 1))
+    if program == "python":
+        child = await handleipc.fork(__file__, "child", limits=limits)
+    else:
+        child = await handleipc.spawn(program, NODE, "child", limits=limits)
+    await child.send("warm")
+    await child.recv()
+    kept = live()
+    begin = time.perf_counter()
+    for i in range(n):
+        child.send_nowait(message(i, n), kept, keep_open=True)
+    assert (await child.recv())[0] == "done"
+    report(n, time.perf_counter() - begin)
+    await end(child)
+    kept.close()
+
+
+async def queue_memory(n: int) -> None:
+    """Queue n handles for a child that is stopped; report the bytes of each."""
+    child = await start("python")
+    kept = live()
+    child.kill(signal.SIGSTOP)
+    before = resident()
+    for i in range(n):
+        child.send_nowait(message(i, n), kept, keep_open=True)
+    grown = resident() - before
+    child.kill(signal.SIGKILL)
+    child.on("undelivered", lambda *_: None)
+    child.abort()
+    await child.wait()
+    report(n, 1.0, value=grown / n)
+    kept.close()
+
+
+def resident() -> int:
+    """Return the memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def messages(program: str, n: int) -> None:
+    """Send n plain messages."""
+    child = await start(program)
+    begin = time.perf_counter()
+    for i in range(n):
+        if not child.send_nowait(message(i, n)):
+            await child.drain()
+    assert (await child.recv())[0] == "done"
+    report(n, time.perf_counter() - begin)
+    await end(child)
+
+
+async def latency(program: str, n: int) -> None:
+    """Send n handles, each when the one before is acknowledged."""
+    child = await start(program)
+    kept = live()
+    laps = []
+    for i in range(n):
+        lap = time.perf_counter()
+        await child.send(message(i, n), kept, keep_open=True)
+        laps.append(time.perf_counter() - lap)
+    assert (await child.recv())[0] == "done"
+    report(n, sum(laps), laps=laps)
+    await end(child)
+    kept.close()
+
+
+async def send_large(program: str, what: str, size: int, n: int) -> None:
+    """Send a large message n times, each when the one before was read."""
+    child = await start(program)
+    sent = large(what, size)
+    begin = time.perf_counter()
+    for _ in range(n):
+        child.send_nowait(sent)
+        await child.recv()
+    report(n, time.perf_counter() - begin)
+    await end(child)
+
+
+async def tracked(open_ones: int, n: int) -> None:
+    """Hand n connections of a server over and have them closed, while so many others are open."""
+    server = await handleipc.listen("127.0.0.1", 0, backlog=1024)
+    child = await handleipc.fork(__file__, "closer")
+    clients = []
+
+    async def hand_over(count: int, word: str) -> None:
+        for _ in range(count):
+            client = connection_to(server.sockname)
+            clients.append(client)
+            child.send_nowait(word, await anext(server))
+        await child.flush()
+
+    await hand_over(open_ones, "keep")
+    for client in clients:
+        client.close()
+    clients.clear()
+    ready = [connection_to(server.sockname) for _ in range(n)]
+    accepted = [await anext(server) for _ in range(n)]
+    begin = time.perf_counter()
+    for one in accepted:
+        child.send_nowait("close", one)
+    await child.flush()
+    seconds = time.perf_counter() - begin
+    for client in ready:
+        client.close()
+    report(n, seconds)
+    server.close()
+    child.kill()
+    await child.wait()
+
+
+def connection_to(address: Any) -> Any:
+    """Connect, without a word to the event loop: the kernel accepts into the backlog."""
+    return socket.create_connection(address)
+
+
+async def hand_out(children: int) -> None:
+    """Serve: accept, hand to the children in turn, and let them answer. Until SIGTERM."""
+    limits = handleipc.Limits()
+    workers = [await handleipc.fork(__file__, "answerer", limits=limits) for _ in range(children)]
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with handleipc.listen("127.0.0.1", 0, backlog=1024) as server:
+        print(server.sockname[1], flush=True)
+
+        async def serve() -> None:
+            turn = 0
+            async for accepted in server:
+                workers[turn].send_nowait("socket", accepted)
+                turn = (turn + 1) % children
+
+        task = asyncio.create_task(serve())
+        await stop.wait()
+        task.cancel()
+    for worker in workers:
+        await end(worker)
+
+
+# -- children --------------------------------------------------------------------------------------
+
+
+async def child() -> None:
+    """Take everything, close what comes, and say when all is there."""
+    parent = await handleipc.parent()
+    count = 0
+    async for batch in parent.batches():
+        for received, handle in batch:
+            if handle is not None:
+                handle.close()
+            if type(received) is dict:
+                count += 1
+                if count == received["of"]:
+                    await parent.send("done")
+                    count = 0
+            else:
+                await parent.send("warm")
+
+
+async def closer() -> None:
+    """Keep some connections open, close others."""
+    kept = []
+    async for word, handle in await handleipc.parent():
+        if word == "keep":
+            kept.append(handle)
+        else:
+            handle.close()
+
+
+async def answerer() -> None:
+    """Answer each connection and close it."""
+    parent = await handleipc.parent()
+
+    async def answer(_: Any, accepted: handleipc.Connection) -> None:
+        await accepted.end(ANSWER)
+
+    parent.on("message", answer)
+    await parent.wait_disconnected()
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run on the loop this benchmark is about."""
+    if os.environ.get("BENCHMARK_LOOP") == "uvloop":
+        import uvloop
+
+        uvloop.run(main)
+    else:
+        asyncio.run(main)
+
+
+def main(role: str, *args: str) -> None:
+    """Run one role."""
+    match role:
+        case "handles":
+            run(handles(args[0], int(args[1])))
+        case "moved":
+            run(handles(args[0], int(args[1]), moved=True))
+        case "queued":
+            run(queued(args[0], int(args[1])))
+        case "queue_memory":
+            run(queue_memory(int(args[0])))
+        case "messages":
+            run(messages(args[0], int(args[1])))
+        case "latency":
+            run(latency(args[0], int(args[1])))
+        case "large":
+            run(send_large(args[0], args[1], int(args[2]), int(args[3])))
+        case "tracked":
+            run(tracked(int(args[0]), int(args[1])))
+        case "hand_out":
+            run(hand_out(int(args[0])))
+        case "child":
+            run(child())
+        case "closer":
+            run(closer())
+        case "answerer":
+            run(answerer())
+        case _:
+            raise SystemExit(f"no role {role!r}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

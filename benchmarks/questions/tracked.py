@@ -1,0 +1,40 @@
+"""Connections that a server tracks elsewhere: does one more handoff cost more, the more there are?"""
+
+from __future__ import annotations
+
+from benchmarks.harness import Contender, Question, Target, Tools, instructions, ours, rate
+
+OPEN = (1, 100, 1_000, 9_000)
+TIME, WORK = "handoffs/s", "instructions of the parent per handoff"
+
+
+def ask(tools: Tools) -> Question:
+    """Time by the clock, and instructions by callgrind where it is installed."""
+    valgrind = tools.valgrind
+    contenders = [
+        Contender(TIME, rate(ours("tracked", str(open_ones)), 1_000), open_ones)
+        for open_ones in OPEN
+    ]
+    if valgrind is not None:
+        contenders += [
+            Contender(
+                WORK,
+                lambda _, n=open_ones: instructions(  # type: ignore[misc]
+                    valgrind, lambda count: ours("tracked", str(n), str(count)), 400
+                ),
+                open_ones,
+                rounds=1,
+            )
+            for open_ones in OPEN
+        ]
+    return Question(
+        name="tracked",
+        text=__doc__.splitlines()[0],
+        unit="",
+        axis="connections open elsewhere",
+        contenders=contenders,
+        targets=[
+            Target(WORK, WORK, at_most=1.03, at=OPEN[-1], other_at=OPEN[1]),
+            Target(TIME, TIME, at=OPEN[-1], other_at=OPEN[1]),
+        ],
+    )

@@ -1,0 +1,278 @@
+"""The sending side of a channel for asyncio programs: queueing, waiting, and how it went.
+
+What leaves when is the protocol's; writing is the driver's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+from handleipc import codec
+from handleipc.asyncio.counting import CountingDriver
+from handleipc.asyncio.waiters import Waiters
+from handleipc.exceptions import (
+    ChannelBusy,
+    ChannelFull,
+    HandleNotDelivered,
+    MessageNotSerializable,
+)
+from handleipc.protocol import ChannelProtocol, State
+from handleipc.stages import Entry
+from handleipc.typing import JSON
+
+__all__ = ["Sender"]
+
+log = logging.getLogger("handleipc")
+
+# Sends in a row that never had to wait, after which other tasks get their turn.
+SENDS_IN_A_ROW = 64
+# Sends in one turn of the loop leave together, but not more than a set of handles or this many
+# bytes: beyond that nothing is saved, and the peer would wait while the application goes on.
+WRITE_EARLY = 16 * 1024
+# Bytes that an envelope of either dialect adds to a message at most, its handle's options aside.
+ENVELOPE_BYTES = 256
+
+
+class Sender(CountingDriver):
+    """A driver with ``send``.
+
+    Args:
+        sock: this end of the socket pair; the driver's from here on.
+        protocol: the state machine to drive.
+    """
+
+    def __init__(self, sock: socket.socket, protocol: ChannelProtocol) -> None:
+        super().__init__(sock, protocol)
+        self._senders, self._drainers, self._flushers = Waiters(), Waiters(), Waiters()
+        self._sends_in_a_row = 0
+        self._unwritten = 0
+        self._handle_share = WRITE_EARLY // protocol.limits.set_size + 1
+
+    async def send(
+        self,
+        message: JSON,
+        handle: object = None,
+        *,
+        keep_open: bool = False,
+        transfer: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Send a message, with a handle or without.
+
+        Returns when a plain message has been written to the kernel, or when the peer has
+        acknowledged the handle, which from then on is its own: a connection is closed here, unless
+        ``keep_open``; listeners, UDP sockets and ``Native`` stay open in any case.
+
+        A call cancelled, or timed out, before the first byte has left is withdrawn, and the handle
+        is the caller's. Later it goes on; should it fail then, it goes to ``"undelivered"``.
+
+        Args:
+            message: any JSON value.
+            handle: what to hand over; see the table in the README.
+            keep_open: keep this end's copy open after delivery.
+            transfer: of a ``Server``: stop accepting here when the peer has it. Connections
+                accepted before can still be taken.
+            timeout: seconds to wait; None for ever.
+
+        Raises:
+            HandleNotDelivered: the handle is back and usable; the exception says why.
+            ChannelClosed: this end has disconnected.
+            ChannelBroken: the peer ended, before the message was written.
+            ChannelFull: more is queued than ``Limits`` allows.
+            ChannelBusy: the peer waits for us to read, and nobody does.
+            MessageNotSerializable, UnsupportedHandle, DescriptorReleased: bad input; nothing was
+                sent.
+            TimeoutError: ``timeout`` passed. If the handle has been withdrawn, as
+                ``HandleNotDelivered`` instead.
+        """
+        line = self._encode(message)
+        if handle is None:
+            entry = Entry(line, message, None)
+            self._protocol.send(entry)
+        else:
+            entry = self._queue_handle(line, message, handle, keep_open, transfer=transfer)
+        with self._senders.new(self._loop) as waiter:
+            entry.waiter = waiter
+            try:
+                self._turn()
+                if waiter.done():
+                    await self._be_fair()
+                    waiter.result()
+                elif timeout is None:
+                    await waiter
+                else:
+                    async with asyncio.timeout(timeout):
+                        await waiter
+            except (asyncio.CancelledError, TimeoutError, ChannelBusy) as error:
+                entry.waiter = None
+                withdrawn = self._protocol.outgoing.withdraw(entry)
+                self._schedule_turn()
+                failed = waiter.exception() if waiter.done() and not waiter.cancelled() else None
+                if isinstance(failed, HandleNotDelivered):
+                    # It came back in the very turn in which the caller stopped waiting.
+                    self._undelivered(entry, failed.reason)
+                if withdrawn and handle is not None and isinstance(error, TimeoutError):
+                    reason = f"it did not leave within {timeout} s"
+                    raise HandleNotDelivered(handle, reason) from None
+                raise
+
+    def send_nowait(
+        self,
+        message: JSON,
+        handle: object = None,
+        *,
+        keep_open: bool = False,
+        transfer: bool = False,
+    ) -> bool:
+        """Queue a message, as Node's ``send``; it leaves with all others of this loop turn.
+
+        A handle that cannot be delivered goes to the ``"undelivered"`` listeners as ``(message,
+        handle, reason)``; with no listener it is closed and logged.
+
+        Returns:
+            False above the high-water mark: ``await drain()`` before sending more.
+
+        Raises:
+            ChannelClosed, ChannelBroken, ChannelFull, MessageNotSerializable, UnsupportedHandle,
+            DescriptorReleased: as ``send``.
+        """
+        line = self._encode(message)
+        outgoing = self._protocol.outgoing
+        if handle is None:
+            outgoing.queue.push_line(line)
+            self._unwritten += len(line)
+        else:
+            self._queue_handle(line, message, handle, keep_open, transfer=transfer)
+            self._unwritten += self._handle_share
+        if self._unwritten >= WRITE_EARLY:
+            self._unwritten = 0
+            self._write_early()
+        elif not self._turn_scheduled:
+            self._schedule_turn()
+        return not outgoing.is_above_water()
+
+    async def drain(self) -> None:
+        """Wait until the queue is below its low-water mark.
+
+        Raises:
+            ChannelBroken: the channel ended with messages queued.
+            ChannelBusy: the peer waits for us to read, and nobody does.
+        """
+        if self._is_closed or self._protocol.outgoing.is_above_water():
+            await self._wait_in(self._drainers)
+
+    async def flush(self) -> None:
+        """Wait until everything is written and every handle acknowledged.
+
+        Raises:
+            ChannelBroken: the channel ended before.
+            ChannelBusy: the peer waits for us to read, and nobody does.
+        """
+        self._turn()
+        if not self._protocol.outgoing.idle or self._is_closed:
+            await self._wait_in(self._flushers)
+
+    # -- queueing --------------------------------------------------------------------------------
+
+    def _encode(self, message: JSON) -> bytes:
+        """Return the message as JSON, if it may be queued. Raises as ``send``."""
+        protocol, limits = self._protocol, self._limits
+        if protocol.state is not State.OPEN:
+            raise self._why_closed()
+        line = codec.encode(message, limits.depth)
+        size = len(line)
+        if size + ENVELOPE_BYTES > limits.line:
+            raise MessageNotSerializable(
+                f"the message takes {size} bytes, and Limits.line is {limits.line}"
+            )
+        outgoing = protocol.outgoing
+        if outgoing.queue.bytes + size > limits.queued_bytes or outgoing.stage is not None:
+            self._check_room(size)
+        return line
+
+    def _queue_handle(
+        self, line: bytes, message: JSON, handle: object, keep_open: bool, *, transfer: bool
+    ) -> Entry:
+        outgoing, limits = self._protocol.outgoing, self._limits
+        if outgoing.waiting_handles >= limits.queued_handles:
+            raise ChannelFull(
+                f"{outgoing.waiting_handles} handles are queued, which is Limits.queued_handles:"
+                " await drain() before sending more"
+            )
+        entry = Entry(line, message, self._pend(handle, keep_open, transfer))
+        outgoing.queue.push_handle(entry)
+        return entry
+
+    def _check_room(self, size: int) -> None:
+        limits, queued = self._limits, self._protocol.outgoing.unsent_bytes
+        if queued and queued + size > limits.queued_bytes:
+            raise ChannelFull(
+                f"{queued} bytes are queued, and Limits.queued_bytes is"
+                f" {limits.queued_bytes}: await drain() before sending more"
+            )
+
+    async def _be_fair(self) -> None:
+        """Give other tasks their turn after many sends that never had to wait."""
+        self._sends_in_a_row += 1
+        if self._sends_in_a_row >= SENDS_IN_A_ROW:
+            self._sends_in_a_row = 0
+            await asyncio.sleep(0)
+
+    async def _wait_in(self, waiters: Waiters) -> None:
+        if self._is_closed:
+            if self._protocol.outgoing.lost_something:
+                raise self._why_closed()
+            return
+        with waiters.new(self._loop) as waiter:
+            self._turn()
+            await waiter
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    @property
+    def _is_waited_for(self) -> bool:
+        return bool(self._senders or self._drainers or self._flushers)
+
+    def _wake_waiters(self) -> None:
+        outgoing, closed = self._protocol.outgoing, self._is_closed
+        if self._protocol.nobody_reads and not closed:
+            held = self._protocol.incoming.deliveries.bytes
+            busy = f"nobody reads this channel, and {held} bytes are held for it"
+            for waiters in (self._senders, self._drainers, self._flushers):
+                waiters.fail(lambda: ChannelBusy(busy))
+        elif closed and outgoing.lost_something:
+            for waiters in (self._drainers, self._flushers):
+                waiters.fail(self._why_closed)
+        if self._drainers and (closed or not self._protocol.outgoing.is_above_water()):
+            self._drainers.wake()
+        if self._flushers and (closed or outgoing.idle):
+            self._flushers.wake()
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def _report_outcomes(self) -> None:
+        outcomes = self._protocol.outgoing.outcomes
+        while outcomes:
+            entry, reason = outcomes.popleft()
+            waiter = entry.waiter
+            if isinstance(waiter, asyncio.Future) and not waiter.done():
+                if reason is None:
+                    waiter.set_result(None)
+                elif entry.pending is None:
+                    waiter.set_exception(self._why_closed())
+                else:
+                    waiter.set_exception(HandleNotDelivered(entry.pending.handle, reason))
+            elif reason is not None and entry.pending is not None:
+                self._undelivered(entry, reason)
+
+    def _undelivered(self, entry: Entry, reason: str) -> None:
+        assert entry.pending is not None
+        handle = entry.pending.handle
+        if self._emit("undelivered", entry.message, handle, reason):
+            return
+        log.warning("%r was not delivered and nobody listens for it: %s", handle, reason)
+        close = getattr(handle, "close", None)
+        if entry.pending.is_given_away and close is not None:
+            close()
