@@ -7,6 +7,8 @@ import resource
 import socket
 from typing import Any
 
+OBJECT_BYTES = 81
+
 
 def message(i: int, n: int) -> dict[str, Any]:
     """The message of about 40 bytes that all contenders send."""
@@ -33,7 +35,8 @@ def large(what: str, size: int) -> Any:
     if what == "string":
         return "x" * size
     return [
-        {"id": i, "name": f"object {i}", "tags": ["a", "b"], "ok": True} for i in range(size // 86)
+        {"id": i, "name": f"object {i}", "from": "127.0.0.1", "tags": ["a", "b"], "ok": True}
+        for i in range(size // 86)
     ]
 
 

@@ -16,8 +16,8 @@ const report = (count, start) =>
 
 const large = (what, size) => {
   if (what === 'string') return 'x'.repeat(size);
-  const count = Math.floor(size / 86);
-  return Array.from({ length: count }, (_, id) => ({ id, name: `object ${id}`, tags: ['a', 'b'], ok: true }));
+  const count = Math.floor(size / 81);
+  return Array.from({ length: count }, (_, id) => ({ id, name: `object ${id}`, from: '127.0.0.1', tags: ['a', 'b'], ok: true }));
 };
 
 // Take everything, close what comes, and say when all is there.

@@ -151,6 +151,7 @@ class Owner:
         self.fd = fd
 
     def close(self) -> None:
+        """Close it."""
         os.close(self.fd)
 
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks.harness import Contender, Question, Target, Tools, on_loop, ours, peer, served
+from collections.abc import Callable
+
+from benchmarks.harness import (
+    CONTENDERS,
+    Contender,
+    Question,
+    Target,
+    Tools,
+    on_loop,
+    ours,
+    peer,
+    served,
+)
 
 ASYNCIO, UVLOOP = "handleipc, asyncio", "handleipc, uvloop"
 WITHOUT = "2 asyncio processes, SO_REUSEPORT"
@@ -12,10 +24,10 @@ CONNECTIONS, AT_ONCE, CHILDREN = 12_000, 64, 2
 def ask(tools: Tools) -> Question:
     """The clients are one C program, which costs the same whoever answers."""
 
-    def server(*command: str, env: dict[str, str] | None = None):  # type: ignore[no-untyped-def]
+    def server(*command: str, env: dict[str, str] | None = None) -> Callable[[float], float]:
         return served(tools.load, CONNECTIONS, AT_ONCE, command, env)
 
-    script = node_script()
+    script = str(CONTENDERS / "node.js")
     return Question(
         name="handoff",
         text=__doc__.splitlines()[0],
@@ -43,10 +55,3 @@ def ask(tools: Tools) -> Question:
             )
         ],
     )
-
-
-def node_script() -> str:
-    """Return the path of the Node.js contenders."""
-    from benchmarks.harness import CONTENDERS
-
-    return str(CONTENDERS / "node.js")

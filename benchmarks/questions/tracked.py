@@ -1,4 +1,4 @@
-"""Connections that a server tracks elsewhere: does one more handoff cost more, the more there are?"""
+"""Does a handoff cost more, the more connections a server tracks in other processes?"""
 
 from __future__ import annotations
 
