@@ -85,6 +85,14 @@ int hipc_receive(int fd, hipc_reader *reader, size_t budget);
 int64_t hipc_feed(hipc_reader *reader, const char *bytes, size_t length);
 
 /*
+ * Say whether brackets and braces in this JSON text are nested deeper than `limit`. Those in strings
+ * do not count. Exact for JSON; for anything else some answer.
+ *
+ * Returns 1 or 0.
+ */
+int hipc_nests_deeper(const char *text, size_t length, int limit);
+
+/*
  * Write bytes [offset, length) of `data` to the stream socket `fd`, with `n_fds` borrowed
  * descriptors attached to the first of them (none if offset > 0: they left with the first byte).
  * Goes on until all is written or the kernel takes no more; later writes of one call carry no

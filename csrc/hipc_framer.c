@@ -1,5 +1,5 @@
 /*
- * Newline framing over the caller's buffer.
+ * Newline framing over the caller's buffer, and how deep the JSON in a line is nested.
  *
  * Knows where lines end, and how far it has looked. Does not know what a line means, reads no
  * socket and never moves a byte that the caller has not declared consumed, except in compact.
@@ -51,4 +51,57 @@ int64_t hipc_feed(hipc_reader *reader, const char *bytes, size_t length)
     reader->filled += length;
     hipc_scan(reader);
     return (int64_t)length;
+}
+
+/* The quote that ends the string which begins at `text`, or `end`. */
+static const char *string_end(const char *text, const char *end)
+{
+    const char *quote = NULL;
+    const char *soon = end - text > 32 ? text + 32 : end;
+
+    /* Most strings are short: two calls of memchr would cost more than they save. */
+    while (text < soon && *text != '"')
+        text += *text == '\\' ? 2 : 1; /* what is escaped does not end the string */
+    if (text < soon)
+        return text;
+    while (text < end) {
+        const char *escape;
+
+        if (quote == NULL || quote < text) {
+            quote = memchr(text, '"', (size_t)(end - text));
+            if (quote == NULL)
+                quote = end;
+        }
+        escape = memchr(text, '\\', (size_t)(quote - text));
+        if (escape == NULL)
+            return quote;
+        text = escape + 2;
+    }
+    return end;
+}
+
+int hipc_nests_deeper(const char *text, size_t length, int limit)
+{
+    const char *end = text + length;
+    int depth = 0;
+
+    for (; text < end; text++) {
+        switch (*text) {
+        case '"':
+            text = string_end(text + 1, end);
+            break;
+        case '[':
+        case '{':
+            if (++depth > limit)
+                return 1;
+            break;
+        case ']':
+        case '}':
+            depth--;
+            break;
+        default:
+            break;
+        }
+    }
+    return 0;
 }

@@ -15,6 +15,7 @@ import msgspec
 
 from handleipc import codec
 from handleipc.exceptions import MalformedEnvelope
+from handleipc.framing import nests_deeper
 from handleipc.typing import Options
 
 __all__ = [
@@ -140,10 +141,10 @@ def decode_native(line: bytes | memoryview, depth: int) -> NativeLine:
     Raises:
         MalformedEnvelope: it is not JSON, nested too deep, or no line of this dialect.
     """
-    if len(line) > depth and codec.nests_deeper(line, depth + ENVELOPE_DEPTH):
+    if len(line) > depth and nests_deeper(line, depth + ENVELOPE_DEPTH):
         raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
-        return decode_line(line)
+        return codec.undisturbed(decode_line, line)
     except DECODE_ERRORS:
         value = codec.decode(line, depth + ENVELOPE_DEPTH)
     # JSON all the same, perhaps with what msgspec refuses inside a message: judge the shape.

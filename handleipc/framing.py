@@ -1,18 +1,25 @@
 """Bytes in, complete lines out: a typed skin over the C framer.
 
 Owns the receive buffer. Does not read sockets (``ancillary`` does, into the same buffer) and does
-not know what a line means.
+not know what a line means, but for how deep it is nested.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import mmap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from handleipc._core import ffi, lib
 from handleipc.exceptions import LineTooLong
 
-__all__ = ["Batch", "DescriptorSet", "LineFramer"]
+if TYPE_CHECKING:
+    from handleipc._core import CData
+
+__all__ = ["Batch", "DescriptorSet", "LineFramer", "nests_deeper"]
+
+_hipc_nests_deeper = lib.hipc_nests_deeper
 
 # Lines and sets of one report: a 64 KiB read of the shortest useful lines (`[0,1]`) makes 11,000
 # ends, and a report that is full only costs one more call.
@@ -83,6 +90,8 @@ class LineFramer:
         self.reader.max_sets = MAX_SETS
         self.reader.max_fds = MAX_FDS
         self._view = memoryview(b"")
+        self._data: CData | None = None
+        self._buffer: mmap.mmap | None = None
         self._resize(min(INITIAL_CAPACITY, line_limit))
 
     def feed(self, data: bytes) -> list[Batch]:
@@ -160,13 +169,44 @@ class LineFramer:
             self._resize(min(INITIAL_CAPACITY, self._limit))
 
     def _resize(self, capacity: int) -> None:
-        # A bytearray with a live from_buffer cannot be resized: a new pair, and one copy. Doubling
-        # keeps the sum of the copies below twice the longest line.
-        buffer = bytearray(capacity)
-        filled = self.reader.filled
-        if filled:
-            buffer[:filled] = self._view[:filled]
-        self._view = memoryview(buffer)
-        self._data = ffi.from_buffer("char[]", buffer)
+        # Pages of its own, since the kernel moves those without a copy: growing to 8 MiB by
+        # copying took a third of the time of receiving a message of that size.
+        grown = self._grow_in_place(capacity)
+        if grown is None:
+            grown = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            filled = self.reader.filled
+            if filled:
+                grown[:filled] = bytes(self._view[:filled])
+        self._buffer = grown
+        self._view = memoryview(grown)
+        self._data = ffi.from_buffer("char[]", grown)
         self.reader.data = self._data
         self.reader.capacity = capacity
+
+    def _grow_in_place(self, capacity: int) -> mmap.mmap | None:
+        buffer = self._buffer
+        if buffer is None or self._data is None:
+            return None
+        ffi.release(self._data)
+        self._data = None
+        try:
+            self._view.release()
+            buffer.resize(capacity)
+        except (BufferError, SystemError, ValueError, OSError):
+            # Somebody still looks at a line, or this system cannot: then by copying.
+            self._view = memoryview(buffer)
+            return None
+        return buffer
+
+
+def nests_deeper(text: bytes | memoryview, limit: int) -> bool:
+    """Say whether arrays and objects in this JSON text are nested deeper than ``limit``.
+
+    Exact for valid JSON; for anything else some answer, and the parser will refuse it.
+    """
+    size = len(text)
+    if size <= limit:
+        return False
+    if isinstance(text, bytes):
+        return bool(_hipc_nests_deeper(text, size, limit))
+    return bool(_hipc_nests_deeper(ffi.from_buffer("char[]", text), size, limit))

@@ -21,6 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handleipc import codec
+from handleipc.framing import nests_deeper
 from handleipc.exceptions import MalformedEnvelope, MessageNotSerializable
 
 DEPTH = 128
@@ -616,15 +617,15 @@ TRICKY_VALUES = st.recursive(
 def test_nests_deeper_than_any_limit(value: object, limit: int, indent: int | None) -> None:
     """The answer is that of counting levels, whatever brackets, quotes and backslashes hold."""
     line = json.dumps(value, indent=indent).encode()
-    assert codec.nests_deeper(line, limit) == (depth_of(value) > limit)
-    assert codec.nests_deeper(memoryview(line), limit) == (depth_of(value) > limit)
+    assert nests_deeper(line, limit) == (depth_of(value) > limit)
+    assert nests_deeper(memoryview(line), limit) == (depth_of(value) > limit)
 
 
 def test_nests_deeper_with_brackets_side_by_side() -> None:
     """Many arrays beside each other are not deep."""
     line = json.dumps([[[]] * 1000]).encode()
-    assert codec.nests_deeper(line, 2)
-    assert not codec.nests_deeper(line, 3)
+    assert nests_deeper(line, 2)
+    assert not nests_deeper(line, 3)
 
 
 # -- what Node makes of it -----------------------------------------------------------------------

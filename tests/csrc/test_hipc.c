@@ -1578,6 +1578,64 @@ static void test_exit_with_parent_that_has_ended(void)
     CHECK_EQUAL(status, 0);
 }
 
+/* -- nesting --------------------------------------------------------------------------------- */
+
+static int nests_deeper(const char *text, int limit)
+{
+    return hipc_nests_deeper(guarded_copy(text, strlen(text)), strlen(text), limit);
+}
+
+static void test_nests_deeper(void)
+{
+    CHECK_EQUAL(nests_deeper("", 0), 0);
+    CHECK_EQUAL(nests_deeper("1", 0), 0);
+    CHECK_EQUAL(nests_deeper("[]", 0), 1);
+    CHECK_EQUAL(nests_deeper("[]", 1), 0);
+    CHECK_EQUAL(nests_deeper("[{}]", 1), 1);
+    CHECK_EQUAL(nests_deeper("[{},{},[]]", 2), 0);
+    CHECK_EQUAL(nests_deeper("{\"a\":[{\"b\":[]}]}", 3), 1);
+    CHECK_EQUAL(nests_deeper("{\"a\":[{\"b\":[]}]}", 4), 0);
+}
+
+static void test_nests_deeper_of_brackets_in_strings(void)
+{
+    CHECK_EQUAL(nests_deeper("\"[[[[\"", 0), 0);
+    CHECK_EQUAL(nests_deeper("[\"\\\"[[\",\"{\"]", 1), 0);
+    CHECK_EQUAL(nests_deeper("[\"\\\\\",[]]", 1), 1);
+    CHECK_EQUAL(nests_deeper("{\"[\":\"]\",\"}\":[1]}", 1), 1);
+}
+
+/* Strings of every length around the one from which they are searched otherwise, with an escaped
+ * quote at every place. */
+static void test_nests_deeper_of_strings_of_every_length(void)
+{
+    char text[128];
+
+    for (int length = 0; length < 80; length++) {
+        for (int escape = -1; escape < length - 1; escape++) {
+            memset(text, '[', sizeof(text));
+            text[0] = '"';
+            if (escape >= 0)
+                memcpy(text + 1 + escape, "\\\"", 2);
+            memcpy(text + 1 + length, "\"{}", 4);
+            CHECK_EQUAL(nests_deeper(text, 0), 1);
+            CHECK_EQUAL(nests_deeper(text, 1), 0);
+            for (int cut = 0; cut <= length; cut++)
+                CHECK_EQUAL(hipc_nests_deeper(guarded_copy(text, cut), cut, 0), 0);
+        }
+    }
+}
+
+/* A text that ends in the middle of a string or an escape: nothing beyond it is read. */
+static void test_nests_deeper_of_what_is_no_json(void)
+{
+    CHECK_EQUAL(nests_deeper("\"", 0), 0);
+    CHECK_EQUAL(nests_deeper("\"abc", 0), 0);
+    CHECK_EQUAL(nests_deeper("\"abc\\", 0), 0);
+    CHECK_EQUAL(nests_deeper("]]]][", 0), 0);
+    CHECK_EQUAL(nests_deeper("[[[[", 3), 1);
+}
+
 /* -- all of them ----------------------------------------------------------------------------- */
 
 #define TEST(name) {#name, name}
@@ -1636,6 +1694,10 @@ static const struct {
     TEST(test_kind_of_sockets),
     TEST(test_kind_of_other_descriptors),
     TEST(test_kind_of_path_descriptor),
+    TEST(test_nests_deeper),
+    TEST(test_nests_deeper_of_brackets_in_strings),
+    TEST(test_nests_deeper_of_strings_of_every_length),
+    TEST(test_nests_deeper_of_what_is_no_json),
     TEST(test_exit_with_parent),
     TEST(test_exit_with_parent_that_has_ended),
 };
