@@ -337,6 +337,11 @@ class Incoming:
         self._drain_held()
         self.deliveries.pump()
 
+    @property
+    def holds(self) -> bool:
+        """Whether lines wait: for descriptors, or for room among what is acknowledged."""
+        return bool(self._held)
+
     def _drain_held(self) -> None:
         held = self._held
         while held:

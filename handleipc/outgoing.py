@@ -213,6 +213,8 @@ class Outgoing:
         return stage
 
     def _native_stage(self) -> Stage | None:
+        if not self.queue.items:
+            return None
         window = self.window
         stage = Stage(b"")
         lines: list[bytes] = []

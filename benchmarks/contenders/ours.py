@@ -243,13 +243,8 @@ async def closer() -> None:
 
 async def answerer() -> None:
     """Answer each connection and close it."""
-    parent = await handleipc.parent()
-
-    async def answer(_: Any, accepted: handleipc.Connection) -> None:
+    async for _, accepted in await handleipc.parent():
         await accepted.end(ANSWER)
-
-    parent.on("message", answer)
-    await parent.wait_disconnected()
 
 
 # -- the command line ------------------------------------------------------------------------------

@@ -124,8 +124,9 @@ class Channel(Sender):
                 return
             finally:
                 self._wants_all = False
-            self._schedule_turn()
-            yield self._protocol.incoming.deliveries.take_ready()
+            batch = self._protocol.incoming.deliveries.take_ready()
+            self._taken()
+            yield batch
 
     def disconnect(self, *, timeout: float | None = None) -> None:
         """End politely: what was sent before is flushed, then the channel closes.
@@ -169,7 +170,10 @@ class Channel(Sender):
                     raise self._protocol.error
                 raise self._why_closed()
             self._reader = self._loop.create_future()
-            self._turn()
+            if incoming.holds or not self._is_reading:
+                self._turn()
+            else:
+                self._say_who_takes()
             try:
                 if not incoming.ready and not self._is_closed:
                     await self._reader
@@ -177,12 +181,22 @@ class Channel(Sender):
                 self._reader = None
 
     def _take(self) -> Message:
-        incoming = self._protocol.incoming
-        received = incoming.deliveries.take()
-        # Taken messages make room: the peer is told when it matters.
-        if not incoming.ready or received[1] is not None or incoming.grant_due:
-            self._schedule_turn()
+        received = self._protocol.incoming.deliveries.take()
+        self._taken()
         return received
+
+    def _taken(self) -> None:
+        """Something was taken, which makes room: a turn, if that lets anything go on."""
+        self._say_who_takes()
+        incoming = self._protocol.incoming
+        if incoming.holds or incoming.grant_due or not self._is_reading:
+            self._schedule_turn()
+
+    def _say_who_takes(self) -> None:
+        deliveries = self._protocol.incoming.deliveries
+        listened = bool(self._listeners.get("message"))
+        deliveries.holds_back = not listened
+        deliveries.limit = None if listened or self._wants_all else self._limits.ready
 
     def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
         if event == "message" and self._reader is not None:
@@ -219,10 +233,7 @@ class Channel(Sender):
     # -- what the driver asks --------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        incoming = self._protocol.incoming
-        listened = self._has_listeners("message")
-        incoming.deliveries.holds_back = not listened
-        incoming.deliveries.limit = None if listened or self._wants_all else self._limits.ready
+        self._say_who_takes()
         self.lists.flush_reports()
 
     def _exchange(self) -> bool:

@@ -8,16 +8,12 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from handleipc.asyncio.lingering import at_eof, linger
 from handleipc.connection import BaseConnection
 
 __all__ = ["Connection"]
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
-
-# How long end() waits for the client's EOF before it closes all the same.
-LINGER = 2.0
-
-_lingering: set[asyncio.Task[None]] = set()
 
 
 class Connection(BaseConnection):
@@ -91,12 +87,10 @@ class Connection(BaseConnection):
         except BaseException:
             sock.close()
             raise
-        if _at_eof(sock):
+        if at_eof(sock):
             sock.close()
             return
-        task = asyncio.get_running_loop().create_task(_linger(sock))
-        _lingering.add(task)
-        task.add_done_callback(_lingering.discard)
+        linger(sock)
 
 
 def _send_now(sock: socket.socket, data: bytes) -> int:
@@ -104,28 +98,6 @@ def _send_now(sock: socket.socket, data: bytes) -> int:
         return sock.send(data) if data else 0
     except BlockingIOError:
         return 0
-
-
-def _at_eof(sock: socket.socket) -> bool:
-    """Whether everything was read and the client has sent FIN, or is gone."""
-    try:
-        return sock.recv(65536) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-async def _linger(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(LINGER):
-            while await loop.sock_recv(sock, 65536):
-                pass
-    except OSError:  # TimeoutError is one too: either way it is time to close
-        pass
-    finally:
-        sock.close()
 
 
 def _with_head(protocol: ProtocolT, head: bytes) -> ProtocolT:

@@ -18,7 +18,7 @@ class Waiters:
         self._waiting: set[asyncio.Future[None]] = set()
 
     def __bool__(self) -> bool:
-        return any(not waiter.done() for waiter in self._waiting)
+        return bool(self._waiting) and any(not waiter.done() for waiter in self._waiting)
 
     @contextmanager
     def new(self, loop: asyncio.AbstractEventLoop) -> Iterator[asyncio.Future[None]]:

@@ -12,8 +12,9 @@ import pytest
 
 import handleipc
 from handleipc import DescriptorReleased
-from handleipc.asyncio import connection as connection_module
+from handleipc.asyncio import lingering
 from tests.asyncio.helpers import connection, is_open, turns, until
+from tests.conftest import LOOPS
 
 
 async def receive_all(client: socket.socket) -> bytes:
@@ -94,6 +95,11 @@ async def test_makes_nothing_until_asked() -> None:
 # -- using up ------------------------------------------------------------------------------------
 
 
+def nobody_lingers() -> bool:
+    """Whether all connections that were answered are closed."""
+    return not any(one._waiting for one in lingering._lingerers.values())
+
+
 async def test_end() -> None:
     """``end`` writes everything, sends FIN, returns; the descriptor is closed after the EOF."""
     client, served = connection()
@@ -102,7 +108,7 @@ async def test_end() -> None:
         assert served.closed
         assert await receive_all(client) == b"answer"
         client.close()
-    await until(lambda: not connection_module._lingering)
+    await until(nobody_lingers)
 
 
 async def test_end_without_data() -> None:
@@ -111,7 +117,7 @@ async def test_end_without_data() -> None:
     with client:
         await served.end()
         assert await receive_all(client) == b""
-    await until(lambda: not connection_module._lingering)
+    await until(nobody_lingers)
 
 
 async def test_end_of_much_data() -> None:
@@ -121,7 +127,7 @@ async def test_end_of_much_data() -> None:
     with client:
         received, _ = await asyncio.gather(receive_all(client), served.end(data))
         assert received == data
-    await until(lambda: not connection_module._lingering)
+    await until(nobody_lingers)
 
 
 async def test_end_answers_a_client_that_still_sends() -> None:
@@ -143,8 +149,8 @@ async def test_end_answers_a_client_that_still_sends() -> None:
 
 async def test_linger_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that never ends is closed after the linger time, however much it sends."""
-    assert connection_module.LINGER == 2.0
-    monkeypatch.setattr(connection_module, "LINGER", 0.1)
+    assert lingering.LINGER == 2.0
+    monkeypatch.setattr(lingering, "LINGER", 0.1)
     client, served = connection()
     with client:
         start = time.monotonic()
@@ -153,6 +159,20 @@ async def test_linger_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         while is_writable(client):
             await asyncio.sleep(0.01)
         assert 0.05 < time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=list(LOOPS))
+def test_linger_ends_with_the_loop(loop_factory: Any) -> None:
+    """Nobody waits for a client when the loop ends; nothing is left open, and nothing warned of."""
+    client, served = connection()
+    other, answered = connection()
+    with client, other:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(served.end(b"answer"))
+            runner.run(answered.end(b"answer"))
+        assert not lingering._lingerers
+        assert client.recv(10) == other.recv(10) == b"answer"
+    assert served.closed
 
 
 def is_writable(client: socket.socket) -> bool:
