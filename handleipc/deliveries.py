@@ -71,7 +71,8 @@ class Deliveries:
         self.limit: int | None = limit
         """None while a listener takes them at once."""
         self.holds_back = True
-        """Whether plain messages wait for a reader; internal ones then overtake them."""
+        """Whether plain messages wait for a reader; internal ones then overtake them. To be set by
+        ``hold_back``."""
         self.ready: deque[Received] = deque()
         """The application's to take."""
         self.urgent: deque[tuple[Internal, int]] = deque()
@@ -131,6 +132,22 @@ class Deliveries:
         self.bytes_taken += size
 
     # -- what the kernel has ---------------------------------------------------------------------
+
+    def hold_back(self, on: bool) -> None:
+        """Say whether plain messages wait for a reader.
+
+        Internal messages that stood behind them for the sake of order overtake them from now on:
+        a reader is not to get those.
+        """
+        if on and not self.holds_back:
+            waiting = list(zip(self.ready, self._sizes, strict=True))
+            self.urgent.extend((one, size) for one, size in waiting if type(one) is Internal)
+            if self.urgent:
+                kept = [item for item in waiting if type(item[0]) is not Internal]
+                self.ready.clear()
+                self.ready.extend(one for one, _ in kept)
+                self._sizes = deque(size for _, size in kept)
+        self.holds_back = on
 
     def control_staged(self) -> int:
         """Everything due is in a control stage now; return its number, for ``control_passed``."""

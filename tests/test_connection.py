@@ -294,3 +294,9 @@ def test_socket_without_a_group_is_plain(tcp: Tcp) -> None:
     _, connect = tcp
     with connect().socket() as plain:
         assert type(plain) is socket.socket
+
+
+def test_no_descriptor() -> None:
+    """A negative number is an error of somebody, and owns nothing."""
+    with pytest.raises(ValueError, match="not a descriptor"):
+        BaseConnection(-1, 0)

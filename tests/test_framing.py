@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 import pytest
@@ -180,3 +181,29 @@ def test_take_sets_of_a_report() -> None:
     assert (second.fds, second.kinds, second.truncated) == ([102], [202], True)
     assert (second.start, second.end) == (11, 16)
     assert framer.take_sets() == []
+
+
+def test_grow_while_somebody_looks() -> None:
+    """A buffer of which a part is in use is not moved: what is looked at stays where it is."""
+    framer = LineFramer(1 << 20)
+    taken = framing.lib.hipc_feed(framer.reader, b"line\nrest", 9)
+    batch = framer.take_batch()
+    assert taken == 9
+    line = batch.view[: batch.ends[0]]
+    framer.grow()
+    assert line == b"line\n"
+    assert fed(framer, b" of it\n") == [b"rest of it"]
+    line.release()
+    framer.grow()
+
+
+def test_grow_where_mappings_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without mremap the bytes are copied."""
+
+    class Fixed(mmap.mmap):
+        def resize(self, size: int) -> None:
+            raise SystemError("mmap: resizing not available--no mremap()")
+
+    monkeypatch.setattr(mmap, "mmap", Fixed)
+    framer = LineFramer(1 << 22)
+    assert fed(framer, b"x" * 1_000_000 + b"\n") == [b"x" * 1_000_000]

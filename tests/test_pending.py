@@ -148,6 +148,10 @@ def test_held_handle_that_refuses_to_be_read() -> None:
     owner = new_owner()
     pending = Lent(owner, "fd")
     assert pending.filenos() == [owner.fileno()]
+    told: list[str] = []
+    pending.on_handed_on = lambda: told.append("handed on")
+    pending.delivered()
+    assert told == ["handed on"]
     owner.close()
     with pytest.raises(DescriptorReleased, match="this FileDescriptor is closed"):
         pending.filenos()

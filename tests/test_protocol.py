@@ -1221,3 +1221,69 @@ def test_control_that_could_not_be_said_is_no_loss() -> None:
     assert not end.protocol.outgoing.idle
     end.protocol.receive_eof()
     assert not end.protocol.outgoing.lost_something
+
+
+def test_an_acknowledgement_of_what_is_parked() -> None:
+    """A handle numbered, and not begun, cannot be acknowledged; those before it come back."""
+    end = native()
+    end.send(b"1", [5])
+    end.write()
+    end.send(b"2", [6])
+    assert end.protocol.next_stage() is not None
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":2,"handles":99,"bytes":99999999}\n')
+    assert "which it does not have" in str(end.protocol.error)
+    assert [message for message, reason in end.outcomes() if reason] == ["1", "2"]
+
+
+def test_a_success_that_nobody_waits_for() -> None:
+    """It leaves no outcome; a failure does."""
+    end = native()
+    for message in (b"1", b"2"):
+        end.send(message, [5]).waiter = None
+    end.write()
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"handles":99,"bytes":99999999}\n')
+    assert end.outcomes() == []
+    end.protocol.receive_eof()
+    assert [message for message, _ in end.outcomes()] == ["2"]
+
+
+def test_a_kind_that_is_known() -> None:
+    """What was found convertible is made without a question; all else is asked about."""
+    made: list[tuple[int, int]] = []
+
+    def make(fd: int, kind: int) -> object:
+        made.append((fd, kind))
+        return f"made {fd}"
+
+    end = native(direct={("x", 0): make})
+    end.feed(b'[1,4]\n[2,1,1,"x",1]\n[2,2,1,"x",{"cmd":"NODE_x"}]\n', [5, 6, 7, 8])
+    end.feed(b'[2,3,1,"y",3]\n[2,4,1,"x",4,{"key":"k"}]\n')
+    got = end.take()
+    assert made == [(5, 0), (6, 0)]
+    assert got == [
+        ({"cmd": "NODE_x"}, "made 6"),
+        (1, "made 5"),
+        (3, Thing(end, "y", None, [7])),
+        (4, Thing(end, "x", {"key": "k"}, [8])),
+    ]
+    assert not end.protocol.incoming.holds
+
+
+def test_what_comes_while_closing_is_dropped() -> None:
+    """Behind a handle without descriptors, too: nothing of it is given when the channel ends."""
+    end = native()
+    end.feed(b'[1,1]\n[2,1,1,"x",1]\n[0,"held"]\n', [], lost=True)
+    assert end.protocol.incoming.holds
+    end.protocol.disconnect(9)
+    end.feed(b'[0,"late"]\n')
+    end.protocol.receive_eof()
+    assert end.take() == []
+
+
+def test_what_is_held_when_a_dead_peer_had_disconnected() -> None:
+    """The same where no turn came between the last line and the end."""
+    end = native()
+    end.feed(b'[1,1]\n[2,1,1,"x",1]\n[0,"held"]\n', [], lost=True)
+    end.protocol.incoming.closing = True
+    end.protocol.receive_eof(peer_is_dead=True)
+    assert end.take() == []

@@ -295,6 +295,18 @@ def test_convert_built_in() -> None:
         built.close()
 
 
+def test_convert_with_and_without_options() -> None:
+    """Only what came without options is entered as convertible without a question."""
+    registry = Registry()
+    registry.add_builder("fd", lambda fd, kind, options: (fd, options))
+    assert registry.convert("fd", {"a": 1}, [5], [7]) == (5, {"a": 1})
+    assert not registry.direct
+    assert registry.convert("fd", None, [5], [7]) == (5, None)
+    assert registry.direct["fd", 7](6, 7) == (6, None)
+    registry.add_builder("fd", conversions.build_fd, lambda fd, kind: fd)
+    assert not registry.direct
+
+
 @pytest.mark.parametrize(("tag", "count"), [("net.Native", 1), ("fd", 2), ("net.Native", 2)])
 def test_convert_wrong_descriptors(registry: Registry, tag: str, count: int) -> None:
     """A kind that the tag does not allow, or a wrong number, is refused and closed."""

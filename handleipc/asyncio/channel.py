@@ -195,7 +195,8 @@ class Channel(Sender):
     def _say_who_takes(self) -> None:
         deliveries = self._protocol.incoming.deliveries
         listened = bool(self._listeners.get("message"))
-        deliveries.holds_back = not listened
+        if listened is deliveries.holds_back:
+            deliveries.hold_back(not listened)
         deliveries.limit = None if listened or self._wants_all else self._limits.ready
 
     def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
@@ -281,7 +282,7 @@ class Channel(Sender):
             self._loop.call_soon(self._emit_disconnect)
 
     def _give_what_is_left(self) -> None:
-        self._protocol.incoming.deliveries.holds_back = not self._has_listeners("message")
+        self._say_who_takes()
         self._deliver()
 
     def _emit_disconnect(self) -> None:

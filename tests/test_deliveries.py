@@ -1,0 +1,140 @@
+"""What is acknowledged, on its way to the application."""
+
+from __future__ import annotations
+
+import pytest
+
+from handleipc.deliveries import Deliveries, Internal
+
+
+class Handle:
+    """Something that can be closed."""
+
+    closed = False
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed = True
+
+
+def test_nothing_to_wait_for() -> None:
+    """A message with no acknowledgement before it is ready at once."""
+    deliveries = Deliveries(32)
+    deliveries.add_plain((1, None), 10)
+    assert deliveries.settled
+    assert (list(deliveries.ready), deliveries.bytes) == ([(1, None)], 10)
+    assert deliveries.take() == (1, None)
+    assert (deliveries.bytes, deliveries.bytes_taken) == (0, 10)
+
+
+def test_a_chunk_waits_for_its_stage() -> None:
+    """A handle, and what is behind it, is given when its control stage has passed, not before."""
+    deliveries = Deliveries(32)
+    deliveries.add_handle((1, "a"), 10)
+    deliveries.add_plain((2, None), 5)
+    first = deliveries.control_staged()
+    deliveries.add_plain((3, None), 5)
+    deliveries.add_handle((4, "b"), 10)
+    deliveries.add_plain((5, None), 5)
+    deliveries.pump()
+    assert not deliveries.ready
+    second = deliveries.control_staged()
+    assert not deliveries.settled
+    deliveries.control_passed(first)
+    assert deliveries.take_ready() == [(1, "a"), (2, None), (3, None)]
+    deliveries.control_passed(second)
+    assert deliveries.settled
+    assert deliveries.take_ready() == [(4, "b"), (5, None)]
+    assert (deliveries.bytes, deliveries.bytes_taken) == (0, 35)
+
+
+def test_a_stage_that_acknowledges_nothing() -> None:
+    """It makes no chunk, and what comes behind it is ready."""
+    deliveries = Deliveries(32)
+    deliveries.control_staged()
+    deliveries.add_plain((1, None), 1)
+    assert list(deliveries.ready) == [(1, None)]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_handles_untaken(at_once: bool) -> None:
+    """So many acknowledged handles may wait; room is made from half on, however they are taken."""
+    deliveries = Deliveries(4)
+    for n in range(4):
+        assert deliveries.may_add_handle()
+        deliveries.add_handle((n, "h"), 1)
+    assert not deliveries.may_add_handle()
+    deliveries.control_passed(deliveries.control_staged())
+    if at_once:
+        assert len(deliveries.take_ready()) == 4
+    else:
+        deliveries.take()
+        assert not deliveries.may_add_handle()
+        deliveries.take()
+    assert deliveries.may_add_handle()
+    deliveries.limit = None
+    for n in range(9):
+        assert deliveries.may_add_handle()
+        deliveries.add_handle((n, "h"), 1)
+
+
+def test_handles_taken_while_others_wait() -> None:
+    """What waits for its stage still counts when all that is ready is taken."""
+    deliveries = Deliveries(4)
+    deliveries.add_handle((1, "h"), 1)
+    deliveries.control_passed(deliveries.control_staged())
+    for n in (2, 3, 4):
+        deliveries.add_handle((n, "h"), 1)
+    assert deliveries.take_ready() == [(1, "h")]
+    assert deliveries.may_add_handle()
+    deliveries.add_handle((5, "h"), 1)
+    assert not deliveries.may_add_handle()
+
+
+@pytest.mark.parametrize("holds_back", [True, False])
+def test_internal_messages_overtake_while_nobody_listens(holds_back: bool) -> None:
+    """Held back, plain messages wait and internal ones do not; else order is kept."""
+    deliveries = Deliveries(32)
+    deliveries.hold_back(holds_back)
+    deliveries.add_plain((0, None), 1)
+    deliveries.add_plain(Internal(("i", None)), 2)
+    deliveries.add_handle((1, "h"), 4)
+    deliveries.add_plain(Internal(("j", None)), 8)
+    deliveries.add_handle(Internal(("k", "h")), 16)
+    deliveries.control_passed(deliveries.control_staged())
+    got = [deliveries.take()[0] for _ in range(5)]
+    assert got == (["i", "j", "k", 0, 1] if holds_back else [0, "i", 1, "j", "k"])
+    assert (deliveries.bytes, deliveries.bytes_taken) == (0, 31)
+
+
+def test_a_listener_that_went() -> None:
+    """Internal messages in line behind plain ones overtake them when nobody listens any more."""
+    deliveries = Deliveries(32)
+    deliveries.hold_back(False)
+    deliveries.add_plain((1, None), 1)
+    deliveries.hold_back(True)
+    assert list(deliveries.ready) == [(1, None)]
+    deliveries.hold_back(False)
+    deliveries.add_plain(Internal(("i", None)), 2)
+    deliveries.add_plain((2, None), 4)
+    deliveries.hold_back(True)
+    assert deliveries.take() == ("i", None)
+    assert (deliveries.bytes, deliveries.bytes_taken) == (5, 2)
+    assert deliveries.take_ready() == [(1, None), (2, None)]
+    assert (deliveries.bytes, deliveries.bytes_taken) == (0, 7)
+
+
+@pytest.mark.parametrize("deliver_unacked", [True, False])
+def test_settle(deliver_unacked: bool) -> None:
+    """At the end a handle that was not acknowledged is closed, unless it is ours all the same."""
+    deliveries = Deliveries(32)
+    staged, chunk = Handle(), Handle()
+    deliveries.add_handle((1, staged), 1)
+    deliveries.control_staged()
+    deliveries.add_handle((2, chunk), 1)
+    deliveries.add_plain((3, None), 1)
+    deliveries.add_handle((4, object()), 1)  # nothing to close
+    deliveries.settle(deliver_unacked=deliver_unacked)
+    assert staged.closed is chunk.closed is not deliver_unacked
+    got = [message for message, _ in deliveries.take_ready()]
+    assert got == ([1, 2, 3, 4] if deliver_unacked else [3])
