@@ -3,9 +3,11 @@
  *
  *     fdpass stream N BATCH    N descriptors, BATCH for each sendmsg, received and closed
  *     fdpass pingpong N        N times one descriptor there and one byte back
+ *     fdpass apart N           the same, each process on a CPU of its own
  */
 #define _GNU_SOURCE
 #include <netinet/in.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,10 +77,28 @@ static int recv_fds(int sock)
     return count;
 }
 
+/* With one CPU, or less than two allowed, both stay where they are. */
+static void stay_on(int nth)
+{
+    cpu_set_t all, one;
+
+    if (sched_getaffinity(0, sizeof(all), &all) < 0)
+        die("sched_getaffinity");
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &all) || nth-- > 0)
+            continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        (void)sched_setaffinity(0, sizeof(one), &one);
+        return;
+    }
+}
+
 int main(int argc, char **argv)
 {
     int pair[2], n = argc > 2 ? atoi(argv[2]) : 0, batch = argc > 3 ? atoi(argv[3]) : 1;
     int stream = argc > 1 && strcmp(argv[1], "stream") == 0;
+    int apart = argc > 1 && strcmp(argv[1], "apart") == 0;
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     double start, *laps = calloc((size_t)n + 1, sizeof(double));
     char byte = 0;
@@ -89,6 +109,8 @@ int main(int argc, char **argv)
         die("socketpair");
     if (fork() == 0) {
         close(pair[0]);
+        if (apart)
+            stay_on(1);
         if (write(pair[1], &byte, 1) != 1)
             die("write");
         for (int done = 0; done < n;) {
@@ -101,6 +123,8 @@ int main(int argc, char **argv)
         _exit(0);
     }
     close(pair[1]);
+    if (apart)
+        stay_on(0);
     if (read(pair[0], &byte, 1) != 1)
         die("read");
     start = now();
