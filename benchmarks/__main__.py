@@ -20,13 +20,13 @@ def show(question: Question, figures: Figures) -> list[dict[str, object]]:
     """Print the tables of one question; returns its ratios."""
     click.secho(f"\n{question.text}", bold=True)
     width = max(len(name) for name, _ in figures)
-    for (name, at), values in figures.items():
-        if not values:
-            continue
-        scaled = [value * question.factor for value in values]
+    for contender in question.contenders:
+        name, at = contender.name, contender.at
+        scaled = [value * question.factor for value in figures[name, at]]
         low, middle, high = (number(f(scaled)) for f in (min, statistics.median, max))
         place = f" {at:>12,.0f}" if at is not None else ""
-        click.echo(f"  {name:<{width}}{place} {middle:>12} {question.unit}   {low} to {high}")
+        unit = question.unit if contender.unit is None else contender.unit
+        click.echo(f"  {name:<{width}}{place} {middle:>12} {unit}   {low} to {high}")
     rows = []
     for target in question.targets:
         ratio = compare(target, figures)

@@ -36,12 +36,14 @@ class Contender:
         run: does the work, ``scale`` times its usual amount, and returns its figure.
         at: where it stands on the axis of a question that has one.
         rounds: how often it runs at most.
+        unit: of its figure, if that is not the question's; then it is not in the plot.
     """
 
     name: str
     run: Callable[[float], float]
     at: float | None = None
     rounds: int = 99
+    unit: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Question:
     contenders: Sequence[Contender]
     targets: Sequence[Target]
     axis: str | None = None
+    is_log: bool = True
+    """Whether plots over an axis are logarithmic; else they begin at zero."""
     factor: float = 1.0
     """From the figures to ``unit``."""
     is_rate: bool = True

@@ -30,7 +30,7 @@ _OPTIONS = (
     orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 )
 _dumps: Callable[..., bytes] = orjson.dumps
-_decoder = msgspec.json.Decoder()
+_decode: Callable[[bytes | memoryview], Any] = msgspec.json.Decoder().decode
 
 
 class _Command(msgspec.Struct):
@@ -125,10 +125,10 @@ def decode(line: bytes | memoryview, depth: int) -> Any:
     Raises:
         MalformedEnvelope: not JSON, not UTF-8, or nested deeper than ``depth``.
     """
-    if nests_deeper(line, depth):
+    if len(line) > depth and nests_deeper(line, depth):
         raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
-        return undisturbed(_decoder.decode, line)
+        return _decode(line) if len(line) < LARGE else undisturbed(_decode, line)
     except UnicodeDecodeError as error:
         raise MalformedEnvelope(f"the peer sent a line that is not UTF-8: {error}") from None
     except RecursionError:

@@ -171,9 +171,9 @@ def spell_message(message: bytes, native: bool) -> bytes:
     return b"[0,%b]\n" % message if native else message + b"\n"
 
 
-def spell_messages(messages: list[bytes]) -> bytes:
-    """Spell plain messages of the native dialect, at least one."""
-    return b"[0,%b]\n" % b"]\n[0,".join(messages)
+def spell_messages(messages: list[bytes], native: bool) -> bytes:
+    """Spell plain messages, at least one."""
+    return b"[0,%b]\n" % b"]\n[0,".join(messages) if native else b"\n".join(messages) + b"\n"
 
 
 def spell_node_handle(tag: str, message: bytes, options: Options | None) -> bytes:
@@ -191,9 +191,6 @@ def spell_handle(
     sequence: int, fds: int, tag: str, message: bytes, options: Options | None
 ) -> bytes:
     """Spell handle number ``sequence`` of the native dialect."""
-    if options is None and tag == "net.Socket":
-        # Nearly all of them.
-        return b'[2,%d,%d,"net.Socket",%b]\n' % (sequence, fds, message)
     if options:
         extra = codec.spell(options)
         return b"[2,%d,%d,%b,%b,%b]\n" % (sequence, fds, codec.spell(tag), message, extra)

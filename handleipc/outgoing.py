@@ -36,9 +36,10 @@ __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
 # One stage spells this much; a longer line goes alone.
 STAGE_BYTES = 64 * 1024
 SET_MAX = 253
-QUEUED = EntryState.QUEUED
-# What spelling adds to a plain message.
-PLAIN_BYTES = len(envelope.spell_message(b"", True))
+QUEUED, STAGED = EntryState.QUEUED, EntryState.STAGED
+NET_SOCKET = "net.Socket"
+# What spelling adds to a plain message, in node and in native.
+PLAIN_BYTES = [len(envelope.spell_message(b"", native)) for native in (False, True)]
 
 PEER_SPEAKS_NODE = "the peer speaks the node dialect, which has no word for this kind of handle"
 
@@ -117,10 +118,10 @@ class Outgoing:
 
     def is_above_water(self) -> bool:
         """Say whether senders should wait: from the high-water mark until below the low one."""
-        limits = self._limits
+        queue, limits = self.queue, self._limits
         is_whole = self.stage is None and self.parked is None
-        size = self.queue.bytes if is_whole else self.unsent_bytes
-        handles = self.waiting_handles
+        size = queue.bytes if is_whole else self.unsent_bytes
+        handles = queue.handles + len(self.window.unacked) + (self.node.entry is not None)
         if self._above_water:
             self._above_water = size > limits.low_water_bytes or handles > limits.low_water_handles
         elif size >= limits.high_water_bytes or handles >= limits.high_water_handles:
@@ -186,10 +187,9 @@ class Outgoing:
                 continue
             if isinstance(item, Entry):
                 self._stage_waited(stage, lines, size)
+                size += len(lines[-1])
             else:
-                stage.items.append(self.queue.take())
-                lines.append(envelope.spell_message(item, False))
-            size += len(lines[-1])
+                size += self._stage_plain(stage, lines, STAGE_BYTES - size)
         return self._finish(stage, lines)
 
     def _node_handle_stage(self, entry: Entry) -> Stage | None:
@@ -252,15 +252,16 @@ class Outgoing:
         Stops at ``most`` bytes or what is no such message; returns the bytes.
         """
         items = self.queue.items
+        spelling = PLAIN_BYTES[self.native]
         run: list[bytes] = []
         size = 0
         while size < most and items and type(line := items[0]) is bytes:
             run.append(line)
-            size += len(line) + PLAIN_BYTES
+            size += len(line) + spelling
             items.popleft()
-        lines.append(envelope.spell_messages(run))
+        lines.append(envelope.spell_messages(run, self.native))
         stage.items += run
-        self.queue.bytes -= size - PLAIN_BYTES * len(run)
+        self.queue.bytes -= size - spelling * len(run)
         return size
 
     def _stage_handles(self, stage: Stage, lines: list[bytes], most: int, room: int) -> int:
@@ -287,9 +288,15 @@ class Outgoing:
                 queue.fail_head(str(error))
                 continue
             items.popleft()
-            entry.state = EntryState.STAGED
+            entry.state = STAGED
             sequence += 1
-            line = envelope.spell_handle(sequence, count, pending.tag, entry.line, pending.options)
+            if pending.options is None and pending.tag == NET_SOCKET and count == 1:
+                # Nearly all of them: as spell_handle, without the call.
+                line = b'[2,%d,1,"net.Socket",%b]\n' % (sequence, entry.line)
+            else:
+                line = envelope.spell_handle(
+                    sequence, count, pending.tag, entry.line, pending.options
+                )
             lines.append(line)
             run.append(entry)
             size += len(line)

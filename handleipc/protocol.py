@@ -255,7 +255,7 @@ class ChannelProtocol:
         # A handle of Node that is sent again has one more envelope around it than usual.
         value = codec.decode(line, self.limits.depth + 2 * envelope.ENVELOPE_DEPTH)
         first, self._seen_a_line = not self._seen_a_line, True
-        if envelope.is_command(value):
+        if type(value) is dict and "cmd" in value and envelope.is_command(value):
             self._command(value, at, size, first)
         else:
             self.incoming.message(value, size)

@@ -173,8 +173,7 @@ async def tracked(open_ones: int, n: int) -> None:
     accepted = [await anext(server) for _ in range(n)]
     begin = time.perf_counter()
     for one in accepted:
-        child.send_nowait("close", one)
-    await child.flush()
+        await child.send("close", one)
     seconds = time.perf_counter() - begin
     for client in ready:
         client.close()

@@ -17,7 +17,7 @@ def ask(tools: Tools) -> Question:
         contenders=[
             Contender(QUEUED, rate(ours("queued", "python"), 100_000)),
             Contender(STEADY, rate(ours("handles", "python"), 100_000)),
-            Contender(MEMORY, field(ours("queue_memory"), 100_000, "value"), rounds=3),
+            Contender(MEMORY, field(ours("queue_memory"), 100_000, "value"), unit="bytes"),
         ],
         targets=[Target(QUEUED, STEADY, at_least=0.9)],
     )

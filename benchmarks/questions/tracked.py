@@ -24,17 +24,22 @@ def ask(tools: Tools) -> Question:
                 ),
                 open_ones,
                 rounds=1,
+                unit="",
             )
             for open_ones in OPEN
         ]
     return Question(
         name="tracked",
         text=__doc__.splitlines()[0],
-        unit="",
+        unit="handoffs/s, one at a time",
+        is_log=False,
         axis="connections open elsewhere",
         contenders=contenders,
         targets=[
-            Target(WORK, WORK, at_most=1.03, at=OPEN[-1], other_at=OPEN[1]),
-            Target(TIME, TIME, at=OPEN[-1], other_at=OPEN[1]),
+            *(
+                Target(WORK, WORK, at_most=1.03, at=open_ones, other_at=OPEN[0])
+                for open_ones in OPEN[1:]
+            ),
+            Target(TIME, TIME, at=OPEN[-1], other_at=OPEN[0]),
         ],
     )

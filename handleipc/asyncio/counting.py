@@ -29,6 +29,9 @@ from handleipc.typing import JSON, Options
 __all__ = ["CountingDriver"]
 
 
+_pend = default_registry.pend
+
+
 class CountingDriver(Driver):
     """A driver with socket lists.
 
@@ -50,7 +53,7 @@ class CountingDriver(Driver):
 
     def _pend(self, handle: object, keep_open: bool, transfer: bool) -> PendingHandle:
         """Prepare a handle to be sent. Raises as ``send``."""
-        pending = default_registry.pend(handle, keep_open)
+        pending = _pend(handle, keep_open)
         if transfer:
             if not (isinstance(handle, Server) and isinstance(pending, Held)):
                 pending.returned()

@@ -26,6 +26,9 @@ __all__ = ["Sender"]
 
 log = logging.getLogger("handleipc")
 
+OPEN = State.OPEN
+_encode = codec.encode
+
 # Sends in a row that never had to wait, after which other tasks get their turn.
 SENDS_IN_A_ROW = 64
 # Sends in one turn of the loop leave together, but not more than a set of handles or this many
@@ -48,6 +51,11 @@ class Sender(CountingDriver):
         self._senders, self._drainers, self._flushers = Waiters(), Waiters(), Waiters()
         self._sends_in_a_row = 0
         self._unwritten = 0
+        limits = protocol.limits
+        # Copies, since each send looks at them.
+        self._depth = limits.depth
+        self._room = min(limits.queued_bytes, limits.line - ENVELOPE_BYTES)
+        self._queued_handles = limits.queued_handles
         self._handle_share = WRITE_EARLY // protocol.limits.set_size + 1
 
     async def send(
@@ -126,7 +134,9 @@ class Sender(CountingDriver):
         keep_open: bool = False,
         transfer: bool = False,
     ) -> bool:
-        """Queue a message, as Node's ``send``; it leaves with all others of this loop turn.
+        """Queue a message, as Node's ``send``; it leaves with the others of this loop turn.
+
+        Many leave in sets, each as soon as it is full. No listener is called meanwhile.
 
         A handle that cannot be delivered goes to the ``"undelivered"`` listeners as ``(message,
         handle, reason)``; with no listener it is closed and logged.
@@ -178,25 +188,22 @@ class Sender(CountingDriver):
 
     def _encode(self, message: JSON) -> bytes:
         """Return the message as JSON, if it may be queued. Raises as ``send``."""
-        protocol, limits = self._protocol, self._limits
-        if protocol.state is not State.OPEN:
+        protocol = self._protocol
+        if protocol.state is not OPEN:
             raise self._why_closed()
-        line = codec.encode(message, limits.depth)
-        size = len(line)
-        if size + ENVELOPE_BYTES > limits.line:
-            raise MessageNotSerializable(
-                f"the message takes {size} bytes, and Limits.line is {limits.line}"
-            )
+        line = _encode(message, self._depth)
         outgoing = protocol.outgoing
-        if outgoing.queue.bytes + size > limits.queued_bytes or outgoing.stage is not None:
-            self._check_room(size)
+        # One comparison for both limits: what is small enough for the rest of the queue is small
+        # enough for a line.
+        if outgoing.queue.bytes + len(line) > self._room or outgoing.stage is not None:
+            self._check_room(len(line))
         return line
 
     def _queue_handle(
         self, line: bytes, message: JSON, handle: object, keep_open: bool, *, transfer: bool
     ) -> Entry:
-        outgoing, limits = self._protocol.outgoing, self._limits
-        if outgoing.waiting_handles >= limits.queued_handles:
+        outgoing = self._protocol.outgoing
+        if outgoing.waiting_handles >= self._queued_handles:
             raise ChannelFull(
                 f"{outgoing.waiting_handles} handles are queued, which is Limits.queued_handles:"
                 " await drain() before sending more"
@@ -207,6 +214,10 @@ class Sender(CountingDriver):
 
     def _check_room(self, size: int) -> None:
         limits, queued = self._limits, self._protocol.outgoing.unsent_bytes
+        if size + ENVELOPE_BYTES > limits.line:
+            raise MessageNotSerializable(
+                f"the message takes {size} bytes, and Limits.line is {limits.line}"
+            )
         if queued and queued + size > limits.queued_bytes:
             raise ChannelFull(
                 f"{queued} bytes are queued, and Limits.queued_bytes is"
