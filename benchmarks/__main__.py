@@ -86,8 +86,13 @@ def main(quick: bool, only: str | None, output: Path | None, plots: Path | None)
                 figures = measure(question, rounds, scale, lambda bar=bar: bar.update(1))
             rows += show(question, figures)
             measured[question.name] = [
-                {"name": name, "at": at, "figures": values}
-                for (name, at), values in figures.items()
+                {
+                    "name": one.name,
+                    "at": one.at,
+                    "unit": question.unit if one.unit is None else one.unit,
+                    "figures": [v * question.factor for v in figures[one.name, one.at]],
+                }
+                for one in question.contenders
             ]
             if plots is not None:
                 from benchmarks.plots import draw  # only who wants plots needs matplotlib

@@ -26,12 +26,13 @@ def ratios(rows: list[dict[str, Any]]) -> list[str]:
 
 def figures(measured: list[dict[str, Any]]) -> list[str]:
     """Return a table of medians."""
-    lines = ["| | median |", "|---|--:|"]
+    lines = ["| | median | |", "|---|--:|---|"]
     for one in measured:
         if one["figures"]:
             at = f", {one['at']:,.0f}" if one["at"] is not None else ""
             middle = statistics.median(one["figures"])
-            lines.append(f"| {one['name']}{at} | {middle:,.7g} |")
+            shown = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
+            lines.append(f"| {one['name']}{at} | {shown} | {one['unit']} |")
     return lines
 
 
