@@ -31,6 +31,11 @@ KIND_LISTENING: int = lib.HIPC_KIND_LISTENING
 KIND_FIFO: int = lib.HIPC_KIND_FIFO
 KIND_OTHER: int = lib.HIPC_KIND_OTHER
 
+DRAINED: int = lib.HIPC_DRAINED
+MORE: int = lib.HIPC_MORE
+FULL: int = lib.HIPC_FULL
+EOF: int = lib.HIPC_EOF
+
 _hipc_send = lib.hipc_send
 _hipc_receive = lib.hipc_receive
 
@@ -101,6 +106,12 @@ class Receiver:
         self._framer = framer
         self.at_eof = False
         self.drained = False
+        self.must_go_on = False
+        """Whether ``receive`` is to be called again without waiting for the socket.
+
+        The buffer holds lines that the last report had no room for, or a read failed after others
+        had succeeded: libuv, for one, stops polling a socket that reported an error.
+        """
 
     def receive(self, fd: int, budget: int = READ_BUDGET) -> Batch:
         """Read until the socket is empty or ``budget`` bytes have come; return the lines.
@@ -112,26 +123,19 @@ class Receiver:
             LineTooLong: a line exceeds the framer's limit.
         """
         framer = self._framer
+        self.must_go_on = False
         framer.shrink()
         outcome = _hipc_receive(fd, framer.reader, budget)
         if outcome < 0:
             raise OSError(-outcome, os.strerror(-outcome))
-        self.drained = outcome == lib.HIPC_DRAINED
-        self.at_eof = outcome == lib.HIPC_EOF
+        self.drained = outcome == DRAINED
+        self.at_eof = outcome == EOF
         batch = framer.take_batch()
-        if outcome == lib.HIPC_FULL:
+        reader = framer.reader
+        self.must_go_on = outcome == MORE and (reader.scanned < reader.filled or bool(reader.error))
+        if outcome == FULL:
             framer.grow()
         return batch
-
-    @property
-    def must_go_on(self) -> bool:
-        """Whether ``receive`` is to be called again without waiting for the socket.
-
-        The buffer holds lines that the last report had no room for, or a read failed after others
-        had succeeded: libuv, for one, stops polling a socket that reported an error.
-        """
-        reader = self._framer.reader
-        return bool(reader.scanned < reader.filled or reader.error)
 
     @property
     def position(self) -> int:

@@ -72,16 +72,17 @@ def encode(message: object, depth: int) -> bytes:
         line = _dumps(message, option=_OPTIONS)[:-1]
     except TypeError:
         line = _encode_slowly(message, depth)
-    if type(message) in _SCALARS:
-        return line
     # Too short to be nested too deep: most messages are. In one go this is half the cost of asking
     # step by step below, which has the last word on what looks wrong here.
-    if len(line) <= depth and type(message) is dict and NEWLINE not in line and line.isascii():
-        try:
-            if type(_peek(line).cmd) is not str:
-                return line
-        except msgspec.DecodeError:
-            pass
+    if type(message) is dict:
+        if len(line) <= depth and NEWLINE not in line and line.isascii():
+            try:
+                if type(_peek(line).cmd) is not str:
+                    return line
+            except msgspec.DecodeError:
+                pass
+    elif type(message) in _SCALARS:
+        return line
     if nests_deeper(line, depth):
         raise MessageNotSerializable(f"the message is nested deeper than {depth} levels")
     command = _check(line)

@@ -91,6 +91,7 @@ class LineFramer:
         self.reader.max_fds = MAX_FDS
         self._view = memoryview(b"")
         self._data: CData | None = None
+        self._capacity = 0
         self._buffer: mmap.mmap | None = None
         self._resize(min(INITIAL_CAPACITY, line_limit))
 
@@ -163,7 +164,7 @@ class LineFramer:
     def shrink(self) -> None:
         """Give the memory of a large message back, if the buffer is empty now."""
         reader = self.reader
-        if reader.capacity > SHRINK_ABOVE and reader.consumed == reader.filled:
+        if self._capacity > SHRINK_ABOVE and reader.consumed == reader.filled:
             reader.position += reader.consumed
             reader.consumed = reader.scanned = reader.filled = 0
             self._resize(min(INITIAL_CAPACITY, self._limit))
@@ -181,7 +182,7 @@ class LineFramer:
         self._view = memoryview(grown)
         self._data = ffi.from_buffer("char[]", grown)
         self.reader.data = self._data
-        self.reader.capacity = capacity
+        self.reader.capacity = self._capacity = capacity
 
     def _grow_in_place(self, capacity: int) -> mmap.mmap | None:
         buffer = self._buffer

@@ -312,7 +312,6 @@ class Outgoing:
     def _stage_waited(self, stage: Stage, lines: list[bytes], size: int) -> None:
         """Spell the plain message at the head of the queue, for which somebody waits."""
         entry = self.queue.take()
-        assert isinstance(entry, Entry)
         line = entry.make() if isinstance(entry, Late) else entry.line
         lines.append(envelope.spell_message(line, self.native))
         stage.entries.append(entry)

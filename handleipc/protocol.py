@@ -54,6 +54,10 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
+# As many as there are deadlines.
+_NEVER = (None,) * 7
+
+
 class ChannelProtocol:
     """The protocol of one end.
 
@@ -197,19 +201,21 @@ class ChannelProtocol:
 
     def _control(self) -> Stage | None:
         """Everything that is due and is not data, in one stage; it needs no credit."""
-        incoming = self.incoming
+        incoming, outgoing = self.incoming, self.outgoing
+        switches = self._may_switch and not outgoing.native and outgoing.node.entry is None
+        speaks = self._may_switch and (
+            switches or incoming.owes or incoming.holes.ask is not None or incoming.grant_due
+        )
+        if not (speaks or incoming.replies):
+            return None
         lines = []
-        if self._may_switch:
-            fields: dict[str, Any] = {}
-            if not self.outgoing.native and self.outgoing.node.entry is None:
+        if speaks:
+            if switches:
                 self._switch()
-                fields["native"] = envelope.VERSION
-            if fields or incoming.owes or incoming.holes.ask is not None or incoming.grant_due:
-                lines.append(envelope.spell_control({**fields, **incoming.take_control()}))
+            fields = {"native": envelope.VERSION} if switches else {}
+            lines.append(envelope.spell_control({**fields, **incoming.take_control()}))
         lines += incoming.replies
         incoming.replies.clear()
-        if not lines:
-            return None
         stage = Stage(b"".join(lines), is_control=True)
         stage.marks.append((len(stage.data), incoming.deliveries.control_staged()))
         return stage
@@ -420,7 +426,9 @@ class ChannelProtocol:
             self.incoming.nack_at,
             self.outgoing.node.resend_at,
         )
-        return min((at for at in times if at is not None), default=None)
+        if times == _NEVER:
+            return None
+        return min(at for at in times if at is not None)
 
     def on_deadline(self) -> None:
         """Do what has become due; afterwards there may be something to write."""

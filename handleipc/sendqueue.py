@@ -62,15 +62,13 @@ class SendQueue:
             items.popleft()
         return None
 
-    def take(self) -> bytes | Entry:
-        """Take the head out: it goes into a stage."""
-        item = self.items.popleft()
-        if isinstance(item, Entry):
-            item.state = EntryState.STAGED
-            self.uncount(item)
-        else:
-            self.bytes -= len(item)
-        return item
+    def take(self) -> Entry:
+        """Take the entry at the head out: it goes into a stage."""
+        entry = self.items.popleft()
+        assert isinstance(entry, Entry)
+        entry.state = EntryState.STAGED
+        self.uncount(entry)
+        return entry
 
     def put_back(self, item: bytes | Entry) -> None:
         """Put what was taken last back in front."""

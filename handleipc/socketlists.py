@@ -172,6 +172,8 @@ class SocketLists:
 
     def flush_reports(self) -> None:
         """Report the closes of this turn, if the peer takes such reports; else forget them."""
+        if not self._reports:
+            return
         reports, self._reports = self._reports, {}
         if self._takes_reports():
             for key, count in reports.items():

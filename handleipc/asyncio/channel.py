@@ -106,6 +106,12 @@ class Channel(Sender):
         return self
 
     async def __anext__(self) -> Message:
+        if (
+            self._protocol.incoming.ready
+            and self._reader is None
+            and not self._has_listeners("message")
+        ):
+            return self._take()  # as recv(), which would not wait either
         try:
             return await self.recv()
         except ChannelClosed:
@@ -125,6 +131,7 @@ class Channel(Sender):
             finally:
                 self._wants_all = False
             batch = self._protocol.incoming.deliveries.take_ready()
+            self._say_who_takes()
             self._taken()
             yield batch
 
@@ -187,7 +194,6 @@ class Channel(Sender):
 
     def _taken(self) -> None:
         """Something was taken, which makes room: a turn, if that lets anything go on."""
-        self._say_who_takes()
         incoming = self._protocol.incoming
         if incoming.holds or incoming.grant_due or not self._is_reading:
             self._schedule_turn()
@@ -257,6 +263,8 @@ class Channel(Sender):
 
     def _report_faults(self) -> None:
         protocol = self._protocol
+        if not (protocol.warnings or protocol.incoming.errors):
+            return
         warnings, protocol.warnings = protocol.warnings, []
         for text in warnings:
             log.warning("%r %s", self, text)
