@@ -98,12 +98,22 @@ int hipc_nests_deeper(const char *text, size_t length, int limit);
  * Goes on until all is written or the kernel takes no more; later writes of one call carry no
  * descriptors. Never raises SIGPIPE. EINTR is retried.
  *
- * Returns the number of bytes written, at least 1 if there are any; -errno if none was, of which these mean "wait":
- * -EAGAIN until the socket is writable; -ETOOMANYREFS, -ENOBUFS, -ENOMEM for a while, since the
- * socket stays writable. -EINVAL if there are descriptors but no bytes to carry them.
+ * Returns the number of bytes written, at least 1 if there are any; -errno if none was, of which
+ * these mean "wait": -EAGAIN until the socket is writable; -ETOOMANYREFS, -ENOBUFS, -ENOMEM for a
+ * while, since the socket stays writable. -EINVAL if there are descriptors but no bytes to carry
+ * them.
  */
 int64_t hipc_send(int fd, const char *data, size_t offset, size_t length,
                   const int32_t *fds, int32_t n_fds);
+
+/*
+ * As hipc_send, of the bytes of `head`, `body` and `tail` in a row, which nobody has to join: a
+ * message of many megabytes is not copied for the three bytes before it. `offset` counts from the
+ * first byte of `head`.
+ */
+int64_t hipc_send_parts(int fd, const char *head, size_t head_length, const char *body,
+                        size_t body_length, const char *tail, size_t tail_length, size_t offset,
+                        const int32_t *fds, int32_t n_fds);
 
 /*
  * Accept up to `max` connections from the non-blocking listening socket `fd`.

@@ -176,18 +176,17 @@ int hipc_receive(int fd, hipc_reader *reader, size_t budget)
     }
 }
 
-/* One sendmsg of bytes [offset, length) with the descriptors: bytes written or -errno. */
-static ssize_t send_once(int fd, const char *data, size_t offset, size_t length,
-                         const int32_t *fds, int32_t n_fds)
+/* One sendmsg of these parts with the descriptors: bytes written or -errno. */
+static ssize_t send_once(int fd, struct iovec *parts, size_t n_parts, const int32_t *fds,
+                         int32_t n_fds)
 {
     control room;
-    struct iovec part = {(char *)(uintptr_t)(data + offset), length - offset};
     struct msghdr header;
     ssize_t sent;
 
     memset(&header, 0, sizeof(header));
-    header.msg_iov = &part;
-    header.msg_iovlen = 1;
+    header.msg_iov = parts;
+    header.msg_iovlen = n_parts;
     if (n_fds > 0) {
         size_t bytes = (size_t)n_fds * sizeof(int);
 
@@ -205,31 +204,73 @@ static ssize_t send_once(int fd, const char *data, size_t offset, size_t length,
     return sent < 0 ? -errno : sent;
 }
 
-int64_t hipc_send(int fd, const char *data, size_t offset, size_t length,
-                  const int32_t *fds, int32_t n_fds)
+/* Drop the first `count` bytes of the parts. Returns how many bytes are left in them. */
+static size_t skip(struct iovec *parts, size_t n_parts, size_t count)
 {
-    size_t start = offset;
+    size_t left = 0;
+
+    for (size_t i = 0; i < n_parts; i++) {
+        size_t gone = count < parts[i].iov_len ? count : parts[i].iov_len;
+
+        parts[i].iov_base = (char *)parts[i].iov_base + gone;
+        parts[i].iov_len -= gone;
+        count -= gone;
+        left += parts[i].iov_len;
+    }
+    return left;
+}
+
+/* Write the parts from `offset` on, until all is written or the kernel takes no more. */
+static int64_t send_all(int fd, struct iovec *parts, size_t n_parts, size_t offset,
+                        const int32_t *fds, int32_t n_fds)
+{
+    int64_t written = 0;
+    size_t left = skip(parts, n_parts, offset);
 
     if (n_fds < 0 || n_fds > HIPC_MAX_FDS)
         return -EINVAL;
     /* Linux drops the descriptors of an empty stream write without a word. */
-    if (offset >= length)
+    if (left == 0)
         return n_fds > 0 ? -EINVAL : 0;
     if (offset > 0)
         n_fds = 0;
-    while (offset < length) {
-        ssize_t sent = send_once(fd, data, offset, length, fds, n_fds);
+    while (left > 0) {
+        ssize_t sent = send_once(fd, parts, n_parts, fds, n_fds);
 
-        if (sent < 0) {
-            if (offset > start)
-                break; /* the next call meets the same error, with nothing written */
-            return sent;
-        }
+        if (sent < 0)
+            return written > 0 ? written : sent; /* the next call meets the same error */
         /* All descriptors leave with the first byte, however short the write was. */
         n_fds = 0;
-        offset += (size_t)sent;
+        written += sent;
+        left = skip(parts, n_parts, (size_t)sent);
     }
-    return (int64_t)(offset - start);
+    return written;
+}
+
+/* sendmsg reads what it is given, though iovec cannot say so. */
+static struct iovec part_of(const char *data, size_t length)
+{
+    struct iovec part = {(char *)(uintptr_t)data, length};
+
+    return part;
+}
+
+int64_t hipc_send(int fd, const char *data, size_t offset, size_t length,
+                  const int32_t *fds, int32_t n_fds)
+{
+    struct iovec part = part_of(data, length);
+
+    return send_all(fd, &part, 1, offset, fds, n_fds);
+}
+
+int64_t hipc_send_parts(int fd, const char *head, size_t head_length, const char *body,
+                        size_t body_length, const char *tail, size_t tail_length, size_t offset,
+                        const int32_t *fds, int32_t n_fds)
+{
+    struct iovec parts[3] = {part_of(head, head_length), part_of(body, body_length),
+                             part_of(tail, tail_length)};
+
+    return send_all(fd, parts, 3, offset, fds, n_fds);
 }
 
 /* Errors of accept that belong to the one connection, not to the listener (accept(2)). */

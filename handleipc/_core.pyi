@@ -38,6 +38,19 @@ class Lib:
         fd: int, data: bytes, offset: int, length: int, fds: list[int], n_fds: int
     ) -> int: ...
     @staticmethod
+    def hipc_send_parts(
+        fd: int,
+        head: bytes,
+        head_length: int,
+        body: bytes,
+        body_length: int,
+        tail: bytes,
+        tail_length: int,
+        offset: int,
+        fds: list[int],
+        n_fds: int,
+    ) -> int: ...
+    @staticmethod
     def hipc_accept(fd: int, max: int, fds: CData, addresses: CData, lengths: CData) -> int: ...
     @staticmethod
     def hipc_exit_with_parent(signal: int, parent: int) -> int: ...

@@ -11,7 +11,7 @@ import errno
 import os
 
 from handleipc._core import ffi, lib
-from handleipc.framing import Batch, LineFramer
+from handleipc.framing import Batch, LineFramer, LongLine
 
 __all__ = [
     "KIND_FIFO",
@@ -37,6 +37,7 @@ FULL: int = lib.HIPC_FULL
 EOF: int = lib.HIPC_EOF
 
 _hipc_send = lib.hipc_send
+_hipc_send_parts = lib.hipc_send_parts
 _hipc_receive = lib.hipc_receive
 
 # One wake-up of the event loop reads this much, then others get their turn.
@@ -59,7 +60,7 @@ _REFUSALS = {
 }
 
 
-def send_with_fds(fd: int, data: bytes, offset: int, fds: list[int]) -> int | Refused:
+def send_with_fds(fd: int, data: bytes | LongLine, offset: int, fds: list[int]) -> int | Refused:
     """Write ``data[offset:]`` with borrowed descriptors attached to its first byte.
 
     Returns:
@@ -68,13 +69,23 @@ def send_with_fds(fd: int, data: bytes, offset: int, fds: list[int]) -> int | Re
     Raises:
         OSError: the write failed for good (EPIPE, EBADF, ...); nothing was written.
     """
-    written = _hipc_send(fd, data, offset, len(data), fds, len(fds))
+    if type(data) is bytes:
+        written = _hipc_send(fd, data, offset, len(data), fds, len(fds))
+    else:
+        written = _send_parts(fd, data, offset, fds)  # type: ignore[arg-type]
     if written >= 0:
         return written
     refused = _REFUSALS.get(written)
     if refused is None:
         raise OSError(-written, os.strerror(-written))
     return refused
+
+
+def _send_parts(fd: int, line: LongLine, offset: int, fds: list[int]) -> int:
+    head, body, tail = line.head, line.body, line.tail
+    return _hipc_send_parts(
+        fd, head, len(head), body, len(body), tail, len(tail), offset, fds, len(fds)
+    )
 
 
 def descriptor_kind(fd: int) -> int:

@@ -26,9 +26,7 @@ T = TypeVar("T")
 # Dates and dataclasses are not JSON values: orjson would turn them into strings and objects, and
 # the peer would never know. Its option for subclasses stays off: a StrEnum or an OrderedDict is
 # the string or object it derives from.
-_OPTIONS = (
-    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
-)
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _dumps: Callable[..., bytes] = orjson.dumps
 _decode: Callable[[bytes | memoryview], Any] = msgspec.json.Decoder().decode
 
@@ -67,9 +65,7 @@ def encode(message: object, depth: int) -> bytes:
             refers to itself, is nested too deep, or reads as a command of the protocol.
     """
     try:
-        # Without the last byte it is a copy of the right size: what orjson returns keeps the
-        # kilobytes it was built in, and a hundred thousand may be queued.
-        line = _dumps(message, option=_OPTIONS)[:-1]
+        line = _dumps(message, None, _OPTIONS)
     except TypeError:
         line = _encode_slowly(message, depth)
     # Too short to be nested too deep: most messages are. In one go this is half the cost of asking
@@ -78,11 +74,11 @@ def encode(message: object, depth: int) -> bytes:
         if len(line) <= depth and NEWLINE not in line and line.isascii():
             try:
                 if type(_peek(line).cmd) is not str:
-                    return line
+                    return b"%b" % line
             except msgspec.DecodeError:
                 pass
     elif type(message) in _SCALARS:
-        return line
+        return _fitted(line)
     if nests_deeper(line, depth):
         raise MessageNotSerializable(f"the message is nested deeper than {depth} levels")
     command = _check(line)
@@ -91,7 +87,15 @@ def encode(message: object, depth: int) -> bytes:
             f"a message whose 'cmd' is {command!r} would be taken for a command of the protocol:"
             " rename the field"
         )
-    return line
+    return _fitted(line)
+
+
+def _fitted(line: bytes) -> bytes:
+    """Return a copy of the right size, unless it is large.
+
+    What orjson returns keeps the kilobytes it was built in, and a hundred thousand may be queued.
+    """
+    return line if len(line) >= LARGE else b"%b" % line
 
 
 def spell(value: object) -> bytes:

@@ -42,6 +42,7 @@ __all__ = [
     "spell_control",
     "spell_count",
     "spell_handle",
+    "spell_long",
     "spell_message",
     "spell_messages",
     "spell_node_handle",
@@ -169,6 +170,11 @@ def decode_control(value: dict[str, Any]) -> Control:
 def spell_message(message: bytes, native: bool) -> bytes:
     """Spell a plain message; ``message`` is its JSON."""
     return b"[0,%b]\n" % message if native else message + b"\n"
+
+
+def spell_long(message: bytes, native: bool) -> tuple[bytes, bytes, bytes]:
+    """As ``spell_message``, in three parts, the second being the message itself."""
+    return (b"[0,", message, b"]\n") if native else (b"", message, b"\n")
 
 
 def spell_messages(messages: list[bytes], native: bool) -> bytes:

@@ -17,7 +17,7 @@ from handleipc.exceptions import LineTooLong
 if TYPE_CHECKING:
     from handleipc._core import CData
 
-__all__ = ["Batch", "DescriptorSet", "LineFramer", "nests_deeper"]
+__all__ = ["Batch", "DescriptorSet", "LineFramer", "LongLine", "nests_deeper"]
 
 _hipc_nests_deeper = lib.hipc_nests_deeper
 
@@ -62,6 +62,24 @@ class Batch:
     offset: int
     sets: Sequence[DescriptorSet]
     tail: int
+
+
+class LongLine:
+    """Bytes to be written in a row that are not worth joining, for one of them is long."""
+
+    __slots__ = ("_size", "body", "head", "tail")
+
+    def __init__(self, head: bytes, body: bytes, tail: bytes) -> None:
+        self.head = head
+        self.body = body
+        self.tail = tail
+        self._size = len(head) + len(body) + len(tail)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self.head + self.body + self.tail
 
 
 class LineFramer:

@@ -33,7 +33,7 @@ from handleipc.window import Window
 
 __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
 
-# One stage spells this much; a longer line goes alone.
+# One stage spells this much; a longer line ends its stage, and is not copied into it.
 STAGE_BYTES = 64 * 1024
 SET_MAX = 253
 QUEUED, STAGED = EntryState.QUEUED, EntryState.STAGED
@@ -186,11 +186,10 @@ class Outgoing:
                     return handle_stage
                 continue
             if isinstance(item, Entry):
-                self._stage_waited(stage, lines, size)
-                size += len(lines[-1])
+                size += self._stage_waited(stage, lines, size)
             else:
                 size += self._stage_plain(stage, lines, STAGE_BYTES - size)
-        return self._finish(stage, lines)
+        return stage.finish(lines)
 
     def _node_handle_stage(self, entry: Entry) -> Stage | None:
         pending = entry.pending
@@ -223,8 +222,7 @@ class Outgoing:
             if not isinstance(item, Entry):
                 size += self._stage_plain(stage, lines, most - size)
             elif item.pending is None:
-                self._stage_waited(stage, lines, size)
-                size += len(lines[-1])
+                size += self._stage_waited(stage, lines, size)
             else:
                 room = self._handles_allowed() - len(stage.entries)
                 if room <= 0 or len(stage.fds) + item.pending.fds_needed > SET_MAX:
@@ -235,7 +233,7 @@ class Outgoing:
             head = envelope.spell_count(len(stage.fds))
             lines.insert(0, head)
             stage.marks = deque((end + len(head), what) for end, what in stage.marks)
-        return self._finish(stage, lines)
+        return stage.finish(lines)
 
     def _handles_allowed(self) -> int:
         """Return how many more handles one stage may number now."""
@@ -259,10 +257,19 @@ class Outgoing:
             run.append(line)
             size += len(line) + spelling
             items.popleft()
-        lines.append(envelope.spell_messages(run, self.native))
         stage.items += run
         self.queue.bytes -= size - spelling * len(run)
+        long = run.pop() if len(run[-1]) >= STAGE_BYTES else None
+        if run:
+            lines.append(envelope.spell_messages(run, self.native))
+        if long is not None:
+            self._stage_long(stage, lines, long)
         return size
+
+    def _stage_long(self, stage: Stage, lines: list[bytes], line: bytes) -> None:
+        """Spell a message that is too long to be copied."""
+        lines += envelope.spell_long(line, self.native)
+        stage.ends_long = True
 
     def _stage_handles(self, stage: Stage, lines: list[bytes], most: int, room: int) -> int:
         """Number and spell the handles at the head of the queue, up to ``room``. As above."""
@@ -309,19 +316,22 @@ class Outgoing:
         stage.entries += run
         return size
 
-    def _stage_waited(self, stage: Stage, lines: list[bytes], size: int) -> None:
-        """Spell the plain message at the head of the queue, for which somebody waits."""
+    def _stage_waited(self, stage: Stage, lines: list[bytes], before: int) -> int:
+        """Spell the plain message at the head of the queue, for which somebody waits.
+
+        Returns the bytes; ``before`` are those of the stage so far.
+        """
         entry = self.queue.take()
         line = entry.make() if isinstance(entry, Late) else entry.line
-        lines.append(envelope.spell_message(line, self.native))
+        if len(line) >= STAGE_BYTES:
+            self._stage_long(stage, lines, line)
+        else:
+            lines.append(envelope.spell_message(line, self.native))
+        size = len(line) + PLAIN_BYTES[self.native]
         stage.entries.append(entry)
         stage.items.append(entry)
-        stage.marks.append((size + len(lines[-1]), entry))
-
-    @staticmethod
-    def _finish(stage: Stage, lines: list[bytes]) -> Stage | None:
-        stage.data = b"".join(lines)
-        return stage if lines else None
+        stage.marks.append((before + size, entry))
+        return size
 
     def _resend_stage(self) -> Stage | None:
         """The descriptors that the peer lost, again; they need no credit and go before data."""
@@ -342,7 +352,7 @@ class Outgoing:
             stage.fds += fds
             stage.entries.append(entry)
         lines.insert(0, envelope.spell_count(len(stage.fds)))
-        return self._finish(stage, lines)
+        return stage.finish(lines)
 
     # -- taking apart ----------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """What the sending direction is made of: an *entry* for each send, a *stage* for each write.
 
-Data only. When an entry goes into a stage is decided in ``outgoing``.
+Data, and no decisions: when an entry goes into a stage is said in ``outgoing``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import enum
 from collections import deque
 from collections.abc import Callable
 
+from handleipc.framing import LongLine
 from handleipc.limits import Limits
 from handleipc.pending import PendingHandle
 from handleipc.typing import JSON
@@ -73,10 +74,22 @@ class Stage:
     ``items`` are the queue items spelled here, so that a stage not begun can be taken apart.
     """
 
-    __slots__ = ("data", "entries", "fds", "is_control", "items", "marks", "offset", "resends")
+    __slots__ = (
+        "data",
+        "ends_long",
+        "entries",
+        "fds",
+        "is_control",
+        "items",
+        "marks",
+        "offset",
+        "resends",
+    )
 
     def __init__(self, data: bytes, *, is_control: bool = False) -> None:
-        self.data = data
+        self.data: bytes | LongLine = data
+        self.ends_long = False
+        """Whether the last message in it is too long to be copied."""
         self.offset = 0
         self.is_control = is_control
         self.entries: list[Entry] = []
@@ -84,6 +97,17 @@ class Stage:
         self.items: list[bytes | Entry] = []
         self.marks: deque[tuple[int, Entry | int]] = deque()
         self.resends = False
+
+    def finish(self, lines: list[bytes]) -> Stage | None:
+        """Take what was spelled; returns None if that is nothing."""
+        if not lines:
+            return None
+        if self.ends_long:
+            *before, body, tail = lines
+            self.data = LongLine(b"".join(before), body, tail)
+        else:
+            self.data = b"".join(lines)
+        return self
 
 
 class NodeSlot:

@@ -273,7 +273,7 @@ class World:
             return
         if room <= 0:
             return
-        data = stage.data[stage.offset :][: min(room, size)]
+        data = bytes(stage.data)[stage.offset :][: min(room, size)]
         self.pipes[peer.name].append((data, list(fds)))
         for fd in fds:
             self.counts[fd]["flight"] += 1

@@ -77,7 +77,7 @@ class Fed:
         written, self.outbox = self.outbox, []
         while (stage := self.protocol.next_stage()) is not None:
             fds = list(stage.fds)
-            data = stage.data[stage.offset : stage.offset + limit]
+            data = bytes(stage.data)[stage.offset : stage.offset + limit]
             self.protocol.wrote(len(data))
             written.append((data, fds))
         return written

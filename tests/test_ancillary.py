@@ -23,7 +23,7 @@ from handleipc.ancillary import (
     send_with_fds,
 )
 from handleipc.exceptions import LineTooLong
-from handleipc.framing import Batch, LineFramer
+from handleipc.framing import Batch, LineFramer, LongLine
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -125,6 +125,33 @@ def test_send_of_254_fds(pair: Pair) -> None:
     """More descriptors than one message can carry are refused."""
     with file() as fd, pytest.raises(OSError, match="Invalid argument"):
         send_with_fds(pair[0].fileno(), b"x", 0, [fd] * 254)
+
+
+@pytest.mark.parametrize("offset", range(10))
+def test_send_of_a_long_line(pair: Pair, offset: int) -> None:
+    """Its parts leave in a row, from any byte on; descriptors with the first alone."""
+    a, b = pair
+    line = LongLine(b"[0,", b"body", b"]\n")
+    assert (len(line), bytes(line)) == (9, b"[0,body]\n")
+    with file() as fd:
+        fds = [fd] if offset < len(line) else []
+        assert send_with_fds(a.fileno(), line, offset, fds) == 9 - offset
+        if offset < len(line):
+            data, got, _, _ = socket.recv_fds(b, 100, 9)
+            assert data == bytes(line)[offset:]
+            assert len(got) == (offset == 0)
+            for one in got:
+                os.close(one)
+
+
+def test_send_of_a_long_line_to_full_socket(pair: Pair) -> None:
+    """It refuses in the same way."""
+    a, _ = pair
+    line = LongLine(b"[0,", b"x" * 1_000_000, b"]\n")
+    sent = send_with_fds(a.fileno(), line, 0, [])
+    assert isinstance(sent, int)
+    assert 0 < sent < len(line)
+    assert send_with_fds(a.fileno(), line, sent, []) is Refused.AGAIN
 
 
 # -- Receiver ------------------------------------------------------------------------------------

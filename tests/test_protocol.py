@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from handleipc import envelope
 from handleipc.exceptions import (
     ChannelClosed,
     DescriptorReleased,
@@ -803,6 +804,50 @@ def test_long_lines_share_no_stage() -> None:
     sizes = [len(data) for data, _ in end.write()]
     assert len(sizes) == 2
     assert end.outcomes() == [("0", None), ("1", None), ("2", None)]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("dialect", ["node", "native"])
+def test_a_long_message_is_not_copied(dialect: str, waits: bool) -> None:
+    """It ends its stage; what leaves is what spelling it with the others would give."""
+    end = native() if dialect == "native" else Fed()
+    long = b'"%b"' % (b"x" * 100_000)
+    spelled = b"".join(
+        envelope.spell_message(message, dialect == "native")
+        for message in (b"1", b"2", long, b"3", long)
+    )
+    for message in (b"1", b"2", long, b"3", long):
+        if waits:
+            end.send(message)
+        else:
+            end.protocol.send(message)
+    stage = end.protocol.next_stage()
+    assert stage.data.body is long
+    assert len(stage.data) == len(bytes(stage.data))
+    first = len(stage.data) - 1
+    written = bytes(stage.data)
+    end.protocol.wrote(first)
+    assert len(end.outcomes()) == (2 if waits else 0)
+    end.protocol.wrote(1)
+    assert len(end.outcomes()) == (1 if waits else 0)
+    assert written + end.lines() == spelled
+    assert end.protocol.outgoing.idle
+
+
+@pytest.mark.parametrize("dialect", ["node", "native"])
+def test_a_long_message_is_withdrawn(dialect: str) -> None:
+    """Spelled and not begun, it is taken apart like any other."""
+    end = native() if dialect == "native" else Fed()
+    unsent = end.protocol.outgoing.unsent_bytes
+    end.protocol.send(b"1")
+    long = end.send(b'"%b"' % (b"x" * 100_000))
+    end.protocol.send(b"2")
+    sent = end.protocol.outgoing.window.bytes_sent
+    assert end.protocol.next_stage() is not None
+    assert end.protocol.outgoing.withdraw(long)
+    assert end.protocol.outgoing.window.bytes_sent == sent
+    assert end.protocol.outgoing.unsent_bytes == unsent + 2
+    assert end.lines() == (b"[0,1]\n[0,2]\n" if dialect == "native" else b"1\n2\n")
 
 
 # -- ends -----------------------------------------------------------------------------------------

@@ -1096,6 +1096,66 @@ static void test_send_from_offset(void)
     CHECK(close(file) == 0);
 }
 
+/* Three parts are one run of bytes, from whichever of them the write begins; no byte beyond. */
+static void test_send_of_parts(void)
+{
+    static const char all[] = "[0,body]\n";
+    const size_t length = sizeof(all) - 1;
+    int file = new_file();
+
+    for (size_t head = 0; head <= length; head++) {
+        for (size_t offset = 0; offset <= length; offset++) {
+            size_t body = (length - head) / 2, tail = length - head - body;
+            hipc_reader reader;
+            int pair[2];
+            int64_t sent;
+
+            make_pair(pair);
+            memcpy(at_guard(INPUT, head), all, head);
+            memcpy(at_guard(LENGTHS, body), all + head, body);
+            memcpy(at_guard(KINDS, tail), all + head + body, tail);
+            sent = hipc_send_parts(pair[0], at_guard(INPUT, head), head, at_guard(LENGTHS, body),
+                                   body, at_guard(KINDS, tail), tail, offset, &file,
+                                   offset < length ? 1 : 0);
+            CHECK_EQUAL(sent, length - offset);
+            usual_reader(&reader);
+            CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_DRAINED);
+            CHECK_EQUAL(reader.filled, length - offset);
+            CHECK(memcmp(reader.data, all + offset, length - offset) == 0);
+            CHECK_EQUAL(reader.n_fds, offset == 0 ? 1 : 0);
+            close_fds(&reader);
+            close_pair(pair);
+        }
+    }
+    CHECK(close(file) == 0);
+}
+
+/* Parts go through a small socket buffer in pieces; their descriptors go once. */
+static void test_send_of_large_parts(void)
+{
+    const size_t length = (size_t)1 << 20, head = 7, tail = 100001;
+    size_t sent = 0, received = 0;
+    hipc_reader reader;
+    int pair[2], n_fds = 0, file = new_file();
+    const char *data = patterned(length);
+
+    make_pair(pair);
+    send_buffer(pair[0], 4608);
+    new_reader(&reader, 3000, 4, 4, 2 * HIPC_MAX_FDS);
+    while (sent < length) {
+        int64_t got = hipc_send_parts(pair[0], data, head, data + head, length - head - tail,
+                                      data + length - tail, tail, sent, &file, 1);
+
+        CHECK(got > 0);
+        sent += (size_t)got;
+        drain_pattern(pair[1], &reader, &received, &n_fds);
+        CHECK_EQUAL(received, sent);
+        CHECK_EQUAL(n_fds, 1);
+    }
+    close_pair(pair);
+    CHECK(close(file) == 0);
+}
+
 /* A descriptor that is not open is refused before a byte leaves. */
 static void test_send_of_closed_fd(void)
 {
@@ -1680,6 +1740,8 @@ static const struct {
     TEST(test_send_of_impossible_numbers),
     TEST(test_send_of_no_bytes),
     TEST(test_send_from_offset),
+    TEST(test_send_of_parts),
+    TEST(test_send_of_large_parts),
     TEST(test_send_of_closed_fd),
     TEST(test_receive_during_signals),
     TEST(test_send_during_signals),
