@@ -19,7 +19,7 @@ import orjson
 from handleipc.exceptions import MalformedEnvelope, MessageNotSerializable
 from handleipc.framing import nests_deeper
 
-__all__ = ["decode", "encode", "spell", "undisturbed"]
+__all__ = ["DECODE_ERRORS", "decode", "decode_short", "encode", "spell", "undisturbed"]
 
 T = TypeVar("T")
 
@@ -28,7 +28,10 @@ T = TypeVar("T")
 # the string or object it derives from.
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _dumps: Callable[..., bytes] = orjson.dumps
-_decode: Callable[[bytes | memoryview], Any] = msgspec.json.Decoder().decode
+decode_short: Callable[[bytes | memoryview], Any] = msgspec.json.Decoder().decode
+"""As ``decode``, of a line shorter than the depth allowed. Or it raises one of ``DECODE_ERRORS``:
+``decode`` then says what is wrong with it, or reads what msgspec refuses and Node does not."""
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class _Command(msgspec.Struct):
@@ -133,7 +136,7 @@ def decode(line: bytes | memoryview, depth: int) -> Any:
     if len(line) > depth and nests_deeper(line, depth):
         raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
-        return _decode(line) if len(line) < LARGE else undisturbed(_decode, line)
+        return decode_short(line) if len(line) < LARGE else undisturbed(decode_short, line)
     except UnicodeDecodeError as error:
         raise MalformedEnvelope(f"the peer sent a line that is not UTF-8: {error}") from None
     except RecursionError:

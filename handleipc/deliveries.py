@@ -127,6 +127,24 @@ class Deliveries:
         else:
             self._make_ready(received, size)
 
+    def add_run(self, run: list[Received], sizes: list[int]) -> None:
+        """As ``add_plain`` of each, none of which is internal; leaves both lists empty."""
+        if self._chunk.messages:
+            chunk = self._chunk
+        elif self._staged_chunks:
+            chunk = self._staged_chunks[-1]
+        else:
+            chunk = None
+        if chunk is None:
+            self.bytes += sum(sizes)
+            self.ready.extend(run)
+            self._sizes.extend(sizes)
+        else:
+            chunk.messages += run
+            chunk.sizes += sizes
+        run.clear()
+        sizes.clear()
+
     def drop(self, size: int) -> None:
         """Count what was refused, or came too late, as taken."""
         self.bytes_taken += size

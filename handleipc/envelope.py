@@ -24,7 +24,6 @@ __all__ = [
     "COMMAND_HANDLE",
     "COMMAND_NACK",
     "COMMAND_NATIVE",
-    "DECODE_ERRORS",
     "NACK",
     "VERSION",
     "Again",
@@ -110,9 +109,8 @@ class Control(msgspec.Struct):
 NativeLine = Message | DescriptorCount | Handle | Again | dict[str, Any]
 
 decode_line: Callable[[bytes | memoryview], NativeLine] = msgspec.json.Decoder(NativeLine).decode
-"""Reads one line of the native dialect, or raises one of ``DECODE_ERRORS``: ``decode_native`` then
-says what is wrong with it, or reads what msgspec refuses and Node does not."""
-DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
+"""Reads one line of the native dialect, or raises one of ``codec.DECODE_ERRORS``: ``decode_native``
+then says what is wrong with it, or reads what msgspec refuses and Node does not."""
 
 
 def is_internal(message: object) -> bool:
@@ -146,7 +144,7 @@ def decode_native(line: bytes | memoryview, depth: int) -> NativeLine:
         raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
         return codec.undisturbed(decode_line, line)
-    except DECODE_ERRORS:
+    except codec.DECODE_ERRORS:
         value = codec.decode(line, depth + ENVELOPE_DEPTH)
     # JSON all the same, perhaps with what msgspec refuses inside a message: judge the shape.
     try:

@@ -63,6 +63,10 @@ class Batch:
     sets: Sequence[DescriptorSet]
     tail: int
 
+    def start_of(self, index: int) -> int:
+        """Return where line ``index`` begins, or what follows the last one."""
+        return self.ends[index - 1] if index else self.start
+
 
 class LongLine:
     """Bytes to be written in a row that are not worth joining, for one of them is long."""

@@ -21,11 +21,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from handleipc import envelope
+from handleipc.codec import DECODE_ERRORS
 from handleipc.deliveries import Deliveries, Internal, Received
 from handleipc.exceptions import HandleError, MalformedEnvelope, RemoteProtocolError
+from handleipc.framing import Batch
 from handleipc.holes import HeldLine, Holes
 from handleipc.limits import Limits
 from handleipc.pairing import Pairing
+from handleipc.replies import Replies
 from handleipc.system import System
 from handleipc.typing import JSON, Options
 
@@ -102,9 +105,7 @@ class Incoming:
 
         # What is due to be said.
         self.ack_out = 0
-        self.replies: deque[bytes] = deque()
-        self.nack_at: float | None = None
-        self._nack_since = self._nack_pause = 0.0
+        self.replies = Replies(limits, system)
         self.refusals: list[list[object]] = []
         self.owes = False
 
@@ -116,6 +117,11 @@ class Incoming:
         """Whether a local wait needs us to go on reading although nobody takes what comes."""
         self.errors: list[Exception] = []
         """Faults that cost one handle and not the channel, for the ``error`` event."""
+
+    @property
+    def takes_runs(self) -> bool:
+        """Whether messages without a command are simply added to ``deliveries``, many at once."""
+        return not (self._held or self.closing)
 
     def message(self, message: JSON, size: int) -> None:
         """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
@@ -133,33 +139,62 @@ class Incoming:
 
     # -- lines of the native dialect -------------------------------------------------------------
 
-    def native_line(self, raw: memoryview, at: int, size: int) -> dict[str, Any] | None:
-        """Take a line of the native dialect. Returns it if it is a command for somebody else.
+    def native_lines(
+        self, batch: Batch, index: int, command: Callable[[dict[str, Any], int, int], None]
+    ) -> None:
+        """Take the lines of a batch from number ``index`` on.
+
+        ``command`` is called with each that is for somebody else, its offset and its size.
 
         Raises:
             MalformedEnvelope, RemoteProtocolError: the peer broke the protocol.
         """
+        view, offset, start = batch.view, batch.offset, batch.start_of(index)
+        depth, pairing, deliveries = self._depth, self.pairing, self.deliveries
+        sets = pairing.sets
+        run: list[Received] = []
+        sizes: list[int] = []
+        at_once = self.takes_runs
         line: envelope.NativeLine
         try:
-            # A line this short cannot be nested too deep.
-            line = _decode(raw) if size <= self._depth else _decode_carefully(raw, self._depth)
-        except envelope.DECODE_ERRORS:
-            line = _decode_carefully(raw, self._depth)
-        kind = type(line)
-        if kind is Handle:
-            self.handle(line, size)  # type: ignore[arg-type]
-        elif kind is Message:
-            self._count_bytes(size)
-            self.message(line.message, size)  # type: ignore[union-attr]
-        elif kind is envelope.DescriptorCount:
-            self.descriptor_count(line, at)  # type: ignore[arg-type]
-        elif kind is envelope.Again:
-            self.again(line)  # type: ignore[arg-type]
-        elif envelope.is_command(line):
-            return line  # type: ignore[return-value]
-        else:
-            raise MalformedEnvelope("the peer sent an object that is no command")
-        return None
+            for end in batch.ends[index:]:
+                if sets:
+                    pairing.check_claimed(offset + start)
+                raw, size = view[start : end - 1], end - start
+                try:
+                    # A line this short cannot be nested too deep.
+                    line = _decode(raw) if size <= depth else _decode_carefully(raw, depth)
+                except DECODE_ERRORS:
+                    line = _decode_carefully(raw, depth)
+                kind = type(line)
+                if kind is Message:
+                    message = line.message  # type: ignore[union-attr]
+                    if self.bytes_in >= self.gave_bytes:
+                        self._count_bytes(size)
+                    self.bytes_in += size
+                    if at_once and not (type(message) is dict and "cmd" in message):
+                        run.append((message, None))
+                        sizes.append(size)
+                        start = end
+                        continue
+                if run:
+                    deliveries.add_run(run, sizes)
+                if kind is Handle:
+                    self.handle(line, size)  # type: ignore[arg-type]
+                elif kind is Message:
+                    self.message(message, size)
+                elif kind is envelope.DescriptorCount:
+                    self.descriptor_count(line, offset + start)  # type: ignore[arg-type]
+                elif kind is envelope.Again:
+                    self.again(line)  # type: ignore[arg-type]
+                elif envelope.is_command(line):
+                    command(line, offset + start, size)  # type: ignore[arg-type]
+                else:
+                    raise MalformedEnvelope("the peer sent an object that is no command")
+                start, at_once = end, self.takes_runs
+        finally:
+            if run:
+                deliveries.add_run(run, sizes)
 
     def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
         """Take ``[1,n]``: claim the front set.
@@ -252,8 +287,7 @@ class Incoming:
         Raises:
             RemoteProtocolError: the peer does not wait for our replies.
         """
-        if len(self.replies) >= self._limits.node_replies:
-            raise RemoteProtocolError("the peer sends handles without waiting for the replies")
+        self.replies.check_room()
         found = self.pairing.front_set(at)
         if found is None or (not found.fds and not found.truncated):
             self._reject("the peer sent a handle without its descriptor")
@@ -262,13 +296,10 @@ class Incoming:
             lost = found.truncated and not self.closing and not found.fds
             self._close(found.fds)
             if lost:
-                # The sender is stalled until it gets our NACK and sends again then: say it when
-                # there is room. Node itself would answer at once, four times in a millisecond.
-                self._nack_since = self._system.clock()
-                self._nack_pause = self._limits.ask_delay
-                self.on_nack_time()
+                if self.replies.nack_when_free():
+                    self._report_lost()
             elif self.closing:
-                self._reply(envelope.NACK)
+                self.replies.nack()
             else:
                 self._reject(f"the peer sent a handle with {len(found.fds)} descriptors")
             return
@@ -279,29 +310,21 @@ class Incoming:
             return
         # One queue with the plain messages, so that order holds; node acks at arrival.
         self._drain_held()
-        self._reply(envelope.ACK)
+        self.replies.ack()
         self.deliveries.add_handle(_received(message, handle), size)
 
     def on_nack_time(self) -> None:
         """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
-        now = self._system.clock()
-        outage = now - self._nack_since >= self._limits.retry_time
-        if not outage and not self._system.free_slots(1):
-            self.nack_at = now + self._nack_pause
-            self._nack_pause = min(2 * self._nack_pause, self._limits.ask_delay_max)
-            return
-        self.nack_at = None
-        self._reject(
-            "a descriptor was lost: this process has no free slot (RLIMIT_NOFILE);"
-            " asked for it again"
-        )
+        if self.replies.on_time():
+            self._report_lost()
+
+    def _report_lost(self) -> None:
+        why = "a descriptor was lost: this process has no free slot (RLIMIT_NOFILE); asked again"
+        self.errors.append(RemoteProtocolError(why))
 
     def _reject(self, why: str, error: Exception | None = None) -> None:
         self.errors.append(error or RemoteProtocolError(why))
-        self._reply(envelope.NACK)
-
-    def _reply(self, line: bytes) -> None:
-        self.replies.append(line)
+        self.replies.nack()
 
     # -- handles without descriptors -------------------------------------------------------------
 
@@ -424,16 +447,12 @@ class Incoming:
             if item.sequence and not item.is_refused:
                 self._refuse(item, "closing")
         self.holes.close()
-        if self.nack_at is not None:
-            self.nack_at = None
-            self._reply(envelope.NACK)
+        self.replies.close()
 
     @property
     def settled(self) -> bool:
         """Whether nothing more is to be said or released."""
-        return self.deliveries.settled and not (
-            self.owes or self.refusals or self.replies or self.nack_at is not None
-        )
+        return self.deliveries.settled and self.replies.settled and not (self.owes or self.refusals)
 
     def settle(self, *, deliver_unacked: bool) -> None:
         """Nothing more comes: give what arrived whole, close what is not ours.
@@ -450,7 +469,7 @@ class Incoming:
         self._held.clear()
         self.pairing.close()
         self.holes.close()
-        self.nack_at = None
+        self.replies.nack_at = None
 
     def _settle_held(self, item: HeldLine, deliver_handle: bool) -> None:
         handle = None

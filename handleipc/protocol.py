@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from handleipc import codec, envelope
+from handleipc.deliveries import Received
 from handleipc.exceptions import (
     DescriptorReleased,
     HandleIPCError,
@@ -53,6 +54,8 @@ class State(enum.Enum):
     CLOSING = enum.auto()
     CLOSED = enum.auto()
 
+
+_decode_short = codec.decode_short
 
 # As many as there are deadlines.
 _NEVER = (None,) * 7
@@ -214,8 +217,7 @@ class ChannelProtocol:
                 self._switch()
             fields = {"native": envelope.VERSION} if switches else {}
             lines.append(envelope.spell_control({**fields, **incoming.take_control()}))
-        lines += incoming.replies
-        incoming.replies.clear()
+        lines += incoming.replies.take()
         stage = Stage(b"".join(lines), is_control=True)
         stage.marks.append((len(stage.data), incoming.deliveries.control_staged()))
         return stage
@@ -236,32 +238,56 @@ class ChannelProtocol:
         if self.state is State.CLOSED:
             incoming.pairing.close()
             return
-        view, start, offset = batch.view, batch.start, batch.offset
-        sets = incoming.pairing.sets
         try:
-            for end in batch.ends:
-                if sets:
-                    incoming.pairing.check_claimed(offset + start)
-                line = view[start : end - 1]
-                if incoming.native:
-                    command = incoming.native_line(line, offset + start, end - start)
-                    if command is not None:
-                        self._command(command, offset + start, end - start, False)
-                else:
-                    self._node_line(line, offset + start, end - start)
-                start = end
-            incoming.pairing.check_claimed(offset + start)
+            read = 0 if incoming.native else self._node_lines(batch)
+            incoming.native_lines(batch, read, self._command)
+            incoming.pairing.check_claimed(batch.offset + batch.start_of(len(batch.ends)))
         except HandleIPCError as error:
             self._fail(error)
             return
         incoming.pump()
         self._watch_progress(batch)
 
-    def _node_line(self, line: memoryview, at: int, size: int) -> None:
+    def _node_lines(self, batch: Batch) -> int:
+        """Take the lines of a batch, up to one that switches to native; returns how many."""
+        view, offset, start = batch.view, batch.offset, batch.start
+        incoming, pairing = self.incoming, self.incoming.pairing
+        sets, short = pairing.sets, self.limits.depth
+        run: list[Received] = []
+        sizes: list[int] = []
+        at_once = self._seen_a_line and incoming.takes_runs
+        try:
+            for index, end in enumerate(batch.ends):
+                if sets:
+                    pairing.check_claimed(offset + start)
+                raw, size = view[start : end - 1], end - start
+                try:
+                    value = _decode_short(raw) if size <= short else self._decode(raw)
+                except codec.DECODE_ERRORS:
+                    value = self._decode(raw)
+                if at_once and not (type(value) is dict and "cmd" in value):
+                    run.append((value, None))
+                    sizes.append(size)
+                else:
+                    if run:
+                        incoming.deliveries.add_run(run, sizes)
+                    self._node_line(value, offset + start, size)
+                    if incoming.native:
+                        return index + 1
+                    at_once = incoming.takes_runs
+                start = end
+        finally:
+            if run:
+                incoming.deliveries.add_run(run, sizes)
+        return len(batch.ends)
+
+    def _decode(self, line: memoryview) -> Any:
         # A handle of Node that is sent again has one more envelope around it than usual.
-        value = codec.decode(line, self.limits.depth + 2 * envelope.ENVELOPE_DEPTH)
+        return codec.decode(line, self.limits.depth + 2 * envelope.ENVELOPE_DEPTH)
+
+    def _node_line(self, value: Any, at: int, size: int) -> None:
         first, self._seen_a_line = not self._seen_a_line, True
-        if type(value) is dict and "cmd" in value and envelope.is_command(value):
+        if envelope.is_command(value):
             self._command(value, at, size, first)
         else:
             self.incoming.message(value, size)
@@ -269,7 +295,7 @@ class ChannelProtocol:
             # The peer speaks node, and will not learn another language later.
             self.outgoing.hold_native_only = False
 
-    def _command(self, value: dict[str, Any], at: int, size: int, first: bool) -> None:
+    def _command(self, value: dict[str, Any], at: int, size: int, first: bool = False) -> None:
         command = value["cmd"]
         if command == envelope.COMMAND_NATIVE:
             self._control_line(envelope.decode_control(value), first)
@@ -423,7 +449,7 @@ class ChannelProtocol:
             self._hello_at,
             self._disconnect_at,
             self.incoming.holes.ask_at,
-            self.incoming.nack_at,
+            self.incoming.replies.nack_at,
             self.outgoing.node.resend_at,
         )
         if times == _NEVER:
@@ -439,7 +465,8 @@ class ChannelProtocol:
         if incoming.holes.ask_at is not None and now >= incoming.holes.ask_at:
             incoming.on_ask_time()
             incoming.pump()
-        if incoming.nack_at is not None and now >= incoming.nack_at:
+        nack_at = incoming.replies.nack_at
+        if nack_at is not None and now >= nack_at:
             incoming.on_nack_time()
         if self._hello_at is not None and now >= self._hello_at:
             self._hello_at = None

@@ -20,7 +20,7 @@ LAYERS = [
     {"framing", "fds", "system"},
     {"ancillary", "pending", "codec", "deliveries"},
     {"envelope", "addresses", "stages", "pairing", "holes"},
-    {"sendqueue", "window"},
+    {"replies", "sendqueue", "window"},
     {"incoming", "outgoing", "socketlist"},
     {"socketlists"},
     {"protocol", "connection"},

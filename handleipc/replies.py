@@ -1,0 +1,90 @@
+"""What a node-dialect peer hears about its handles: one ACK or NACK for each, in order.
+
+Says when; what a handle deserves is decided in ``incoming``.
+"""
+
+from __future__ import annotations
+
+from handleipc import envelope
+from handleipc.exceptions import RemoteProtocolError
+from handleipc.limits import Limits
+from handleipc.system import System
+
+__all__ = ["Replies"]
+
+
+class Replies:
+    """Replies that are due.
+
+    Args:
+        limits: how many may wait, and how long for a free descriptor slot.
+        system: the clock, and the count of free slots.
+    """
+
+    __slots__ = ("_limits", "_lines", "_pause", "_since", "_system", "nack_at")
+
+    def __init__(self, limits: Limits, system: System) -> None:
+        self._limits = limits
+        self._system = system
+        self._lines: list[bytes] = []
+        self.nack_at: float | None = None
+        """When to look again whether there is room for a lost descriptor."""
+        self._since = self._pause = 0.0
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def check_room(self) -> None:
+        """A handle has come.
+
+        Raises:
+            RemoteProtocolError: the peer does not wait for our replies.
+        """
+        if len(self._lines) >= self._limits.node_replies:
+            raise RemoteProtocolError("the peer sends handles without waiting for the replies")
+
+    def ack(self) -> None:
+        """The handle is ours."""
+        self._lines.append(envelope.ACK)
+
+    def nack(self) -> None:
+        """It is not, and the peer may send it again."""
+        self._lines.append(envelope.NACK)
+
+    def nack_when_free(self) -> bool:
+        """Its descriptor was lost. Returns whether the NACK is due now, as ``on_time``.
+
+        The sender is stalled until it gets our NACK and sends again then: said when there is room.
+        Node itself would answer at once, four times in a millisecond.
+        """
+        self._since = self._system.clock()
+        self._pause = self._limits.ask_delay
+        return self.on_time()
+
+    def on_time(self) -> bool:
+        """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
+        now = self._system.clock()
+        outage = now - self._since >= self._limits.retry_time
+        if not outage and not self._system.free_slots(1):
+            self.nack_at = now + self._pause
+            self._pause = min(2 * self._pause, self._limits.ask_delay_max)
+            return False
+        self.nack_at = None
+        self.nack()
+        return True
+
+    def take(self) -> list[bytes]:
+        """Return what is due now, and count it as said."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is due, now or later."""
+        return not self._lines and self.nack_at is None
+
+    def close(self) -> None:
+        """This end disconnects: what waited for room is said at once."""
+        if self.nack_at is not None:
+            self.nack_at = None
+            self.nack()
