@@ -131,7 +131,7 @@ class Receiver:
 
         Raises:
             OSError: the read failed (ECONNRESET, EBADF, ...), with nothing received before it.
-            LineTooLong: a line exceeds the framer's limit.
+            LineTooLong, LocalProtocolError: as ``LineFramer.grow``.
         """
         framer = self._framer
         self.must_go_on = False
@@ -141,11 +141,11 @@ class Receiver:
             raise OSError(-outcome, os.strerror(-outcome))
         self.drained = outcome == DRAINED
         self.at_eof = outcome == EOF
+        if outcome == FULL:
+            framer.grow()  # first: if it raises, what came is not taken, and closed by close()
         batch = framer.take_batch()
         reader = framer.reader
         self.must_go_on = outcome == MORE and (reader.scanned < reader.filled or bool(reader.error))
-        if outcome == FULL:
-            framer.grow()
         return batch
 
     @property

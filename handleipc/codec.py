@@ -31,7 +31,7 @@ _dumps: Callable[..., bytes] = orjson.dumps
 decode_short: Callable[[bytes | memoryview], Any] = msgspec.json.Decoder().decode
 """As ``decode``, of a line shorter than the depth allowed. Or it raises one of ``DECODE_ERRORS``:
 ``decode`` then says what is wrong with it, or reads what msgspec refuses and Node does not."""
-DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Command(msgspec.Struct):
@@ -160,7 +160,7 @@ def _check(line: bytes) -> object:
         if not line.isascii():
             line.decode()
         if line[0] <= SPACE:
-            line = line.lstrip()
+            line = line.lstrip(b" \t\r\n")
         if line[:1] == b"{":
             return _peek(line).cmd
         _skip.decode(line)

@@ -7,11 +7,13 @@ Node's own (lib/internal/child_process.js handleConversion; node-wire.md 3.2, 3.
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import socket
 import ssl
 from collections.abc import Callable
 
+from handleipc import codec
 from handleipc.ancillary import KIND_FIFO, KIND_LISTENING, KIND_SOCKET, descriptor_kind
 from handleipc.connection import BaseConnection, family_of, protocol_of, type_of
 from handleipc.exceptions import UnsupportedHandle
@@ -129,7 +131,7 @@ def pend_held(
     handle: object,
     tag: str,
     source: HasFileno,
-    options: Options | None = None,
+    options: bytes = b"",
     on_delivered: Callable[[], None] | None = None,
 ) -> PendingHandle:
     """Return a handle whose object keeps its one descriptor, made non-blocking for the peer."""
@@ -145,18 +147,23 @@ def pend_connection(connection: BaseConnection, keep_open: bool) -> PendingHandl
     One that stays open here is counted here, so it travels without its key: Node counts it twice.
     Bytes that were read already go along, which only a native peer understands.
     """
-    options: Options | None = None
-    native_only = False
+    options = b""
     if connection.group is not None and not keep_open:
-        options = {"key": connection.group.key}
+        options = _spell_key(connection.group.key)
     head = connection.head
     if head:
-        native_only = True
-        options = {**(options or {}), "unread": spell_unread(head)}
+        key = {"key": connection.group.key} if options and connection.group is not None else {}
+        options = codec.spell({**key, "unread": spell_unread(head)})
+    native_only = bool(head)
     if keep_open:
         connection.fileno()  # refuses one that is closed or on its way
         return Lent(connection, NET_SOCKET, options, native_only)
     return Moved(connection, NET_SOCKET, options, native_only)
+
+
+@functools.lru_cache
+def _spell_key(key: str) -> bytes:
+    return codec.spell({"key": key})
 
 
 def spell_unread(data: bytes) -> str:
@@ -179,8 +186,8 @@ def pend_fd(handle: FileDescriptor, keep_open: bool) -> PendingHandle:
     """Prepare a ``FileDescriptor``: moved, or with ``keep_open`` lent. Native dialect only."""
     if keep_open:
         handle.fileno()
-        return Lent(handle, FD, None, True)
-    return Moved(handle, FD, None, True)
+        return Lent(handle, FD, native_only=True)
+    return Moved(handle, FD, native_only=True)
 
 
 def pend_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:
@@ -207,7 +214,7 @@ def pend_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:
                 f"this socket is neither connected nor listening: {error.strerror}"
             ) from None
         group = getattr(sock, "group", None)
-        options = {"key": group.key} if group is not None and not keep_open else None
+        options = _spell_key(group.key) if group is not None and not keep_open else b""
         return pend_held(
             sock, NET_SOCKET, sock, options, on_delivered=None if keep_open else sock.close
         )
@@ -215,7 +222,7 @@ def pend_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:
         if sock.getsockname()[1] == 0:
             raise UnsupportedHandle("this UDP socket is not bound: bind it before sending it")
         udp = {"dgramType": _DGRAM_TYPES[socket.AddressFamily(family_of(kind))]}
-        return pend_held(sock, DGRAM_SOCKET, sock, udp)
+        return pend_held(sock, DGRAM_SOCKET, sock, codec.spell(udp))
     raise UnsupportedHandle(
         f"a socket of {sock.family!r}, {sock.type!r} cannot be sent as it is:"
         " wrap its descriptor in a FileDescriptor for a handleipc peer"

@@ -61,6 +61,8 @@ class Deliveries:
         "_waiting_handles",
         "bytes",
         "bytes_taken",
+        "bytes_waiting",
+        "failed",
         "holds_back",
         "limit",
         "ready",
@@ -80,6 +82,8 @@ class Deliveries:
         self._sizes: deque[int] = deque()
         self.bytes = 0
         """In ``ready`` and ``urgent``."""
+        self.bytes_waiting = 0
+        """Behind acknowledgements that the kernel does not have yet."""
         self.bytes_taken = 0
         self._waiting_handles = 0
         self._refilling = True
@@ -87,6 +91,8 @@ class Deliveries:
         self._chunk = _Chunk()
         self._staged_chunks: deque[_Chunk] = deque()
         self._staged = self._passed = 0
+        self.failed: deque[tuple[object, Exception]] = deque()
+        """Handles whose own ``close`` raised when nobody was to get them."""
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -111,14 +117,18 @@ class Deliveries:
         chunk.sizes.append(size)
         if type(received) is Internal:
             chunk.has_internal = True
-        self._waiting_handles += 1
+        self.bytes_waiting += size
+        if received[1] is not None:  # a conversion may make nothing of a handle
+            self._waiting_handles += 1
 
     def add_plain(self, received: Received, size: int) -> None:
         """Add a message, behind the acknowledgements before it."""
         if self._chunk.messages:
             self._chunk.add(received, size)
+            self.bytes_waiting += size
         elif self._staged_chunks:
             self._staged_chunks[-1].add(received, size)
+            self.bytes_waiting += size
         elif type(received) is tuple:
             # As _make_ready, without the call.
             self.bytes += size
@@ -142,6 +152,7 @@ class Deliveries:
         else:
             chunk.messages += run
             chunk.sizes += sizes
+            self.bytes_waiting += sum(sizes)
         run.clear()
         sizes.clear()
 
@@ -186,13 +197,15 @@ class Deliveries:
         chunks = self._staged_chunks
         while chunks and chunks[0].number <= self._passed:
             chunk = chunks.popleft()
+            size = sum(chunk.sizes)
+            self.bytes_waiting -= size
             if self.holds_back and chunk.has_internal:
                 for received, size in zip(chunk.messages, chunk.sizes, strict=True):
                     self._make_ready(received, size)
             else:
                 self.ready.extend(chunk.messages)
                 self._sizes.extend(chunk.sizes)
-                self.bytes += sum(chunk.sizes)
+                self.bytes += size
 
     def _make_ready(self, received: Received, size: int) -> None:
         self.bytes += size
@@ -205,11 +218,14 @@ class Deliveries:
     # -- out -------------------------------------------------------------------------------------
 
     def take(self) -> Received:
-        """Take the next message for the application."""
-        if self.urgent:
-            received, size = self.urgent.popleft()
-        else:
-            received, size = self.ready.popleft(), self._sizes.popleft()  # type: ignore[assignment]
+        """Take the next message that is ready."""
+        return self._taken(self.ready.popleft(), self._sizes.popleft())
+
+    def take_urgent(self) -> Received:
+        """Take the next message that overtakes: for listeners alone, never for a reader."""
+        return self._taken(*self.urgent.popleft())
+
+    def _taken(self, received: Received, size: int) -> Received:
         self.bytes -= size
         self.bytes_taken += size
         if received[1] is not None:
@@ -248,6 +264,7 @@ class Deliveries:
         waiting = [*self._staged_chunks, self._chunk]
         self._staged_chunks.clear()
         self._chunk = _Chunk()
+        self.bytes_waiting = 0
         for chunk in waiting:
             for received, size in zip(chunk.messages, chunk.sizes, strict=True):
                 self._settle(received, size, deliver_unacked)
@@ -259,4 +276,7 @@ class Deliveries:
             return
         close = getattr(handle, "close", None)
         if close is not None:
-            close()
+            try:
+                close()
+            except Exception as error:  # the application's; the others are closed all the same
+                self.failed.append((handle, error))

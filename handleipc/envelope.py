@@ -60,6 +60,8 @@ NACK = b'{"cmd":"NODE_HANDLE_NACK"}\n'
 
 # Levels that an envelope of either dialect adds around a message.
 ENVELOPE_DEPTH = 2
+# A handle of Node that is sent again has one more envelope around it than usual.
+NODE_ENVELOPE_DEPTH = 4
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 _Sequence = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
@@ -180,24 +182,17 @@ def spell_messages(messages: list[bytes], native: bool) -> bytes:
     return b"[0,%b]\n" % b"]\n[0,".join(messages) if native else b"\n".join(messages) + b"\n"
 
 
-def spell_node_handle(tag: str, message: bytes, options: Options | None) -> bytes:
-    """Spell a NODE_HANDLE, its fields in Node's own order."""
-    extra = codec.spell(options)[1:-1] if options else b""
-    return b'{"cmd":"NODE_HANDLE","type":%b,"msg":%b%b%b}\n' % (
-        codec.spell(tag),
-        message,
-        b"," if extra else b"",
-        extra,
-    )
+def spell_node_handle(tag: str, message: bytes, options: bytes) -> bytes:
+    """Spell a NODE_HANDLE, its fields in Node's own order; ``options`` is an object, or empty."""
+    # Of an object the first brace becomes a comma, and the last one ends ours.
+    extra = b"," + options[1:] if options else b"}"
+    return b'{"cmd":"NODE_HANDLE","type":%b,"msg":%b%b\n' % (codec.spell(tag), message, extra)
 
 
-def spell_handle(
-    sequence: int, fds: int, tag: str, message: bytes, options: Options | None
-) -> bytes:
+def spell_handle(sequence: int, fds: int, tag: str, message: bytes, options: bytes) -> bytes:
     """Spell handle number ``sequence`` of the native dialect."""
     if options:
-        extra = codec.spell(options)
-        return b"[2,%d,%d,%b,%b,%b]\n" % (sequence, fds, codec.spell(tag), message, extra)
+        return b"[2,%d,%d,%b,%b,%b]\n" % (sequence, fds, codec.spell(tag), message, options)
     return b"[2,%d,%d,%b,%b]\n" % (sequence, fds, codec.spell(tag), message)
 
 

@@ -6,13 +6,14 @@ not know what a line means, but for how deep it is nested.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from handleipc._core import ffi, lib
-from handleipc.exceptions import LineTooLong
+from handleipc.exceptions import LineTooLong, LocalProtocolError
 
 if TYPE_CHECKING:
     from handleipc._core import CData
@@ -25,7 +26,7 @@ _hipc_nests_deeper = lib.hipc_nests_deeper
 # ends, and a report that is full only costs one more call.
 MAX_ENDS = 4096
 MAX_SETS = 64
-MAX_FDS = 16 * lib.HIPC_MAX_FDS
+MAX_FDS = 4 * lib.HIPC_MAX_FDS
 INITIAL_CAPACITY = 256 * 1024
 # After a large message the buffer goes back to its usual size.
 SHRINK_ABOVE = 4 * 1024 * 1024
@@ -177,11 +178,18 @@ class LineFramer:
 
         Raises:
             LineTooLong: the buffer has the size of the longest allowed line already.
+            LocalProtocolError: there is no memory for a larger one.
         """
         capacity = self.reader.capacity
         if capacity >= self._limit:
             raise LineTooLong(self._limit)
-        self._resize(min(2 * capacity, self._limit))
+        size = min(2 * capacity, self._limit)
+        try:
+            self._resize(size)
+        except OSError as error:
+            raise LocalProtocolError(
+                f"no memory for a line of more than {capacity} bytes: {error.strerror}"
+            ) from error
 
     def shrink(self) -> None:
         """Give the memory of a large message back, if the buffer is empty now."""
@@ -189,7 +197,8 @@ class LineFramer:
         if self._capacity > SHRINK_ABOVE and reader.consumed == reader.filled:
             reader.position += reader.consumed
             reader.consumed = reader.scanned = reader.filled = 0
-            self._resize(min(INITIAL_CAPACITY, self._limit))
+            with contextlib.suppress(OSError):  # no memory even for less: this one still serves
+                self._resize(min(INITIAL_CAPACITY, self._limit))
 
     def _resize(self, capacity: int) -> None:
         # Pages of its own, since the kernel moves those without a copy: growing to 8 MiB by

@@ -297,7 +297,7 @@ class Outgoing:
             items.popleft()
             entry.state = STAGED
             sequence += 1
-            if pending.options is None and pending.tag == NET_SOCKET and count == 1:
+            if not pending.options and pending.tag == NET_SOCKET and count == 1:
                 # Nearly all of them: as spell_handle, without the call.
                 line = b'[2,%d,1,"net.Socket",%b]\n' % (sequence, entry.line)
             else:
@@ -307,7 +307,7 @@ class Outgoing:
             lines.append(line)
             run.append(entry)
             size += len(line)
-            queued += len(entry.line)
+            queued += entry.size
         queue.bytes -= queued
         queue.handles -= len(run)
         self.window.number(run)
@@ -449,7 +449,10 @@ class Outgoing:
         outcomes = self.outcomes
         for entry in ended:
             entry.state = EntryState.ENDED
-            entry.pending.delivered()  # type: ignore[union-attr]
+            try:
+                entry.pending.delivered()  # type: ignore[union-attr]
+            except Exception as error:  # its own close(): the others are delivered all the same
+                self.queue.failed.append((entry.pending.handle, error))  # type: ignore[union-attr]
             if entry.waiter is not None:
                 outcomes.append((entry, None))
         if ended:

@@ -61,6 +61,19 @@ class Pairing:
         if self.sets and self.sets[0].end <= at:
             raise RemoteProtocolError("the peer sent descriptors that no line claims")
 
+    def check_unfinished(self, at: int) -> None:
+        """All lines were taken, and an unfinished one, or none yet, begins at stream offset ``at``.
+
+        Descriptors come with the first byte of their line, so what is left can only be that one's:
+        or a peer could have this process keep any number of them by never ending a line.
+
+        Raises:
+            RemoteProtocolError: there are others.
+        """
+        self.check_claimed(at)
+        if len(self.sets) > 1 or (self.sets and self.sets[0].start > at):
+            raise RemoteProtocolError("the peer sent descriptors in the middle of a line")
+
     def front_set(self, at: int) -> DescriptorSet | None:
         """Take the set of the read that brought the byte at ``at``, or None. The caller owns it."""
         if self.sets and self.sets[0].start <= at < self.sets[0].end:

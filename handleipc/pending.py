@@ -13,7 +13,6 @@ from typing import Any
 
 from handleipc.exceptions import DescriptorReleased
 from handleipc.fds import DescriptorOwner
-from handleipc.typing import Options
 
 __all__ = ["Held", "Lent", "Moved", "PendingHandle"]
 
@@ -24,7 +23,7 @@ class PendingHandle:
     Args:
         handle: the object the application gave to ``send``.
         tag: its type on the wire.
-        options: what travels beside the message, or None.
+        options: what travels beside the message, a JSON object spelled; empty if nothing.
         native_only: True if a node-dialect peer has no word for it.
     """
 
@@ -37,7 +36,7 @@ class PendingHandle:
         self,
         handle: Any,
         tag: str,
-        options: Options | None = None,
+        options: bytes = b"",
         native_only: bool = False,
     ) -> None:
         self.handle = handle
@@ -95,7 +94,7 @@ class Moved(PendingHandle):
         self,
         handle: DescriptorOwner,
         tag: str,
-        options: Options | None = None,
+        options: bytes = b"",
         native_only: bool = False,
     ) -> None:
         super().__init__(handle, tag, options, native_only)
@@ -114,9 +113,9 @@ class Moved(PendingHandle):
         """Close our copy."""
         if self.on_handed_on is not None:
             self.on_handed_on()
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
         self.handle.moved()
+        os.close(fd)
 
     def returned(self) -> None:
         """Give the descriptor back to its owner."""
@@ -151,7 +150,7 @@ class Held(PendingHandle):
         self,
         handle: object,
         tag: str,
-        options: Options | None = None,
+        options: bytes = b"",
         *,
         read: Callable[[], list[int]],
         fds_needed: int = 1,
@@ -174,7 +173,16 @@ class Held(PendingHandle):
 
     def filenos(self) -> list[int]:
         """As ``PendingHandle.filenos``."""
-        fds = self._read()
+        try:
+            fds = list(self._read())
+        except DescriptorReleased:
+            raise
+        except Exception as error:
+            # An object has its own way of saying that it is closed; whichever, the handle alone
+            # comes back, and what was sent with it goes on.
+            raise DescriptorReleased(
+                f"the handle could not be read when it was to be sent: {error!r}"
+            ) from error
         if len(fds) != self.fds_needed or min(fds) < 0:
             raise DescriptorReleased("the handle was closed while it waited to be sent")
         return fds

@@ -241,10 +241,14 @@ class ChannelProtocol:
         try:
             read = 0 if incoming.native else self._node_lines(batch)
             incoming.native_lines(batch, read, self._command)
-            incoming.pairing.check_claimed(batch.offset + batch.start_of(len(batch.ends)))
+            incoming.pairing.check_unfinished(batch.offset + batch.start_of(len(batch.ends)))
         except HandleIPCError as error:
             self._fail(error)
             return
+        except BaseException as error:
+            # The rest of the batch is lost: a signal handler raised, or this is a defect.
+            self._fail(LocalProtocolError(f"reading was interrupted: {error!r}"))
+            raise
         incoming.pump()
         self._watch_progress(batch)
 
@@ -282,8 +286,7 @@ class ChannelProtocol:
         return len(batch.ends)
 
     def _decode(self, line: memoryview) -> Any:
-        # A handle of Node that is sent again has one more envelope around it than usual.
-        return codec.decode(line, self.limits.depth + 2 * envelope.ENVELOPE_DEPTH)
+        return codec.decode(line, self.limits.depth + envelope.NODE_ENVELOPE_DEPTH)
 
     def _node_line(self, value: Any, at: int, size: int) -> None:
         first, self._seen_a_line = not self._seen_a_line, True
@@ -313,14 +316,9 @@ class ChannelProtocol:
         if envelope.is_command(inner) and inner["cmd"] == envelope.COMMAND_HANDLE:  # type: ignore[index]
             value = inner  # type: ignore[assignment]
         tag = value.get("type")
+        name = tag if isinstance(tag, str) else repr(tag)
         options = {k: v for k, v in value.items() if k not in ("cmd", "type", "msg")}
-        self.incoming.node_handle(
-            tag if isinstance(tag, str) else repr(tag),
-            value.get("msg"),
-            options or None,
-            at,
-            size,
-        )
+        self.incoming.node_handle(name, value.get("msg"), options or None, at, size)
 
     def _node_reply(self, *, acked: bool) -> None:
         if self.outgoing.node_reply(acked=acked):
@@ -425,6 +423,8 @@ class ChannelProtocol:
         # After EPIPE what is left is finite, and EOF is behind it.
         if incoming.native or self._write_dead or self.state is State.CLOSING:
             return True
+        if incoming.deliveries.bytes_waiting >= limits.node_hard:
+            return False
         if self.outgoing.handles_out and incoming.deliveries.bytes < limits.node_hard:
             return True
         if waiting:

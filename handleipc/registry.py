@@ -196,13 +196,13 @@ def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> P
         raise UnsupportedHandle(
             f"a {conversion.tag!r} came with {len(fds)} descriptors: 1 to 253 travel together"
         )
-    # Refuses what is not JSON before anything leaves.
-    codec.encode(details, DETAILS_DEPTH)
+    # As they are now; what is not JSON is refused before anything leaves.
+    spelled = codec.encode(details, DETAILS_DEPTH)
     close = getattr(obj, "close", None)
     return Held(
         obj,
         conversion.tag,
-        {"details": details} if details is not None else None,
+        b'{"details":%b}' % spelled if details is not None else b"",
         read=lambda: conversion.to_wire(obj)[1],
         fds_needed=len(fds),
         native_only=True,

@@ -19,7 +19,7 @@ class SendQueue:
     stays in ``items`` as a hole, or a thousand cancellations would cost a million steps.
     """
 
-    __slots__ = ("bytes", "handles", "items", "outcomes")
+    __slots__ = ("bytes", "failed", "handles", "items", "outcomes")
 
     def __init__(self) -> None:
         self.items: deque[bytes | Entry] = deque()
@@ -30,6 +30,8 @@ class SendQueue:
         self.outcomes: deque[tuple[Entry, str | None]] = deque()
         """Entries that ended: (entry, None) if delivered or written, else why not. Of successes
         only those that somebody waits for."""
+        self.failed: deque[tuple[object, Exception]] = deque()
+        """Handles that ended well, and then their own ``close`` raised."""
 
     def push(self, item: bytes | Entry) -> None:
         """Queue a message of any kind."""
@@ -39,7 +41,7 @@ class SendQueue:
             self.push_handle(item)
         else:
             self.items.append(item)
-            self.bytes += len(item.line)
+            self.bytes += item.size
 
     def push_line(self, line: bytes) -> None:
         """Queue a plain message that nobody waits for."""
@@ -49,7 +51,7 @@ class SendQueue:
     def push_handle(self, entry: Entry) -> None:
         """Queue a handle with its message."""
         self.items.append(entry)
-        self.bytes += len(entry.line)
+        self.bytes += entry.size
         self.handles += 1
 
     def head(self) -> bytes | Entry | None:
@@ -75,14 +77,14 @@ class SendQueue:
         self.items.appendleft(item)
         if isinstance(item, Entry):
             item.state = EntryState.QUEUED
-            self.bytes += len(item.line)
+            self.bytes += item.size
             self.handles += item.pending is not None
         else:
             self.bytes += len(item)
 
     def uncount(self, entry: Entry) -> None:
         """This entry does not wait any more."""
-        self.bytes -= len(entry.line)
+        self.bytes -= entry.size
         self.handles -= entry.pending is not None
 
     def end(self, entry: Entry, reason: str | None, *, doubtful: bool = False) -> None:
@@ -97,10 +99,13 @@ class SendQueue:
         entry.state = EntryState.ENDED
         pending = entry.pending
         if pending is not None:
-            if reason is None or doubtful:
-                pending.delivered()
-            else:
-                pending.returned()
+            try:
+                if reason is None or doubtful:
+                    pending.delivered()
+                else:
+                    pending.returned()
+            except Exception as error:
+                self.failed.append((pending.handle, error))
         elif isinstance(entry, Late):
             entry.ended()
         if reason is not None or entry.waiter is not None:

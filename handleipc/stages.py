@@ -28,6 +28,8 @@ class EntryState(enum.Enum):
 
 
 QUEUED = EntryState.QUEUED
+# What a message that is made late counts for: about what its entry takes.
+LATE_SIZE = 512
 
 
 class Entry:
@@ -37,13 +39,15 @@ class Entry:
     for, only its bytes are queued.
     """
 
-    __slots__ = ("line", "message", "pending", "sequence", "state", "waiter")
+    __slots__ = ("line", "message", "pending", "sequence", "size", "state", "waiter")
 
     sequence: int
     """Its number, once it has one."""
 
     def __init__(self, line: bytes, message: JSON, pending: PendingHandle | None) -> None:
         self.line = line
+        self.size = len(line) if pending is None else len(line) + len(pending.options)
+        """Bytes it occupies while it waits."""
         self.message = message
         self.pending = pending
         self.state = QUEUED
@@ -62,6 +66,7 @@ class Late(Entry):
 
     def __init__(self, make: Callable[[], bytes], ended: Callable[[], None]) -> None:
         super().__init__(b"", None, None)
+        self.size = LATE_SIZE
         self.make = make
         self.ended = ended
 

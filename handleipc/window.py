@@ -91,9 +91,14 @@ class Window:
         """Take a refusal, and return the handles that come back.
 
         Raises:
-            RemoteProtocolError: one of them is not outstanding.
+            RemoteProtocolError: one of them is not outstanding; then none comes back by this.
         """
-        return [self._take(sequence, "refused") for sequence in range(first, first + count)]
+        refused = [self._outstanding(one, "refused") for one in range(first, first + count)]
+        for entry in refused:
+            del self.unacked[entry.sequence]
+            if entry.sequence in self.resend:
+                self.resend.remove(entry.sequence)
+        return refused
 
     def ask_again(self, first: int, count: int) -> None:
         """Send the descriptors of these handles again.
@@ -133,11 +138,4 @@ class Window:
         entry = self.unacked.get(sequence)
         if entry is None or entry.state is not EntryState.SENT:
             raise RemoteProtocolError(f"the peer {verb} handle {sequence}, which it does not have")
-        return entry
-
-    def _take(self, sequence: int, verb: str) -> Entry:
-        entry = self._outstanding(sequence, verb)
-        del self.unacked[sequence]
-        if sequence in self.resend:
-            self.resend.remove(sequence)
         return entry

@@ -21,6 +21,7 @@ from handleipc.stages import Entry, EntryState
 from handleipc.pending import Held
 from handleipc.protocol import ChannelProtocol, Invitation, State
 from handleipc.system import InFlight, System
+from tests.protocol_pair import take_one
 
 ENDLESS = 1e9
 
@@ -321,7 +322,7 @@ class World:
         end.protocol.on_deadline()
 
     def _do_take(self, end: End, size: int) -> None:
-        number, handle = end.protocol.incoming.deliveries.take()
+        number, handle = take_one(end.protocol.incoming.deliveries)
         end.got.append(number)
         if handle is not None:
             if handle.number != number:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from handleipc import codec
+from handleipc.deliveries import Deliveries, Received
 from handleipc.framing import DescriptorSet, LineFramer
 from handleipc.incoming import Refusal
 from handleipc.limits import Limits
@@ -15,6 +17,11 @@ from handleipc.system import InFlight, System
 
 INVITED = Invitation(8, 1 << 20)
 SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"handles":8,"bytes":1048576}\n'
+
+
+def take_one(deliveries: Deliveries) -> Received:
+    """Take the next message, as a listener gets them."""
+    return deliveries.take_urgent() if deliveries.urgent else deliveries.take()
 
 
 class Thing:
@@ -93,7 +100,7 @@ class Fed:
             pending = Held(
                 f"handle {fds}",
                 options.pop("tag", "net.Socket"),
-                options.pop("details", None),
+                codec.spell(options.pop("details")) if "details" in options else b"",
                 read=options.pop("read", lambda: fds),
                 fds_needed=len(fds),
                 on_delivered=lambda: self.closed.extend(fds),
@@ -119,7 +126,7 @@ class Fed:
             self.outbox = self.write()
             if not (incoming.ready or incoming.deliveries.urgent):
                 return taken
-            message, handle = incoming.deliveries.take()
+            message, handle = take_one(incoming.deliveries)
             taken.append(message if handle is None else (message, handle))
 
     def wait(self) -> None:

@@ -694,3 +694,11 @@ def test_node_agrees_on_corner_cases(node: str) -> None:
         b"null",
     ]
     assert codec.decode(lines[4], DEPTH) == {"cmd": "b"}
+
+
+@pytest.mark.parametrize("space", [b"\x0b", b"\x0c", b"\xc2\xa0"])
+def test_a_fragment_behind_what_json_does_not_call_space(space: bytes) -> None:
+    """Our own reader would refuse it: it does not leave."""
+    with pytest.raises(MessageNotSerializable):
+        codec.encode(orjson.Fragment(space + b"1"), 10)
+    assert codec.encode(orjson.Fragment(b" \t\r1"), 10) == b" \t\r1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from handleipc.deliveries import Deliveries, Internal
+from tests.protocol_pair import take_one
 
 
 class Handle:
@@ -102,7 +103,7 @@ def test_internal_messages_overtake_while_nobody_listens(holds_back: bool) -> No
     deliveries.add_plain(Internal(("j", None)), 8)
     deliveries.add_handle(Internal(("k", "h")), 16)
     deliveries.control_passed(deliveries.control_staged())
-    got = [deliveries.take()[0] for _ in range(5)]
+    got = [take_one(deliveries)[0] for _ in range(5)]
     assert got == (["i", "j", "k", 0, 1] if holds_back else [0, "i", 1, "j", "k"])
     assert (deliveries.bytes, deliveries.bytes_taken) == (0, 31)
 
@@ -118,7 +119,7 @@ def test_a_listener_that_went() -> None:
     deliveries.add_plain(Internal(("i", None)), 2)
     deliveries.add_plain((2, None), 4)
     deliveries.hold_back(True)
-    assert deliveries.take() == ("i", None)
+    assert deliveries.take_urgent() == ("i", None)
     assert (deliveries.bytes, deliveries.bytes_taken) == (5, 2)
     assert deliveries.take_ready() == [(1, None), (2, None)]
     assert (deliveries.bytes, deliveries.bytes_taken) == (0, 7)
@@ -138,3 +139,48 @@ def test_settle(deliver_unacked: bool) -> None:
     assert staged.closed is chunk.closed is not deliver_unacked
     got = [message for message, _ in deliveries.take_ready()]
     assert got == ([1, 2, 3, 4] if deliver_unacked else [3])
+
+
+class Stubborn:
+    """Something that cannot be closed."""
+
+    def close(self) -> None:
+        raise OSError("close failed")
+
+
+def test_settle_when_a_close_raises() -> None:
+    """It is kept for a report, and the others are closed all the same."""
+    deliveries = Deliveries(32)
+    stubborn, other = Stubborn(), Handle()
+    deliveries.add_handle((1, stubborn), 1)
+    deliveries.add_handle((2, other), 1)
+    deliveries.settle(deliver_unacked=False)
+    assert other.closed
+    ((handle, error),) = deliveries.failed
+    assert (handle, str(error)) == (stubborn, "close failed")
+
+
+def test_bytes_behind_an_acknowledgement() -> None:
+    """They are counted while they wait, whichever way they came, and then as held."""
+    deliveries = Deliveries(32)
+    deliveries.add_run([(0, None)], [1])
+    deliveries.add_handle((1, "h"), 2)
+    deliveries.add_plain((2, None), 4)
+    deliveries.add_run([(3, None)], [8])
+    number = deliveries.control_staged()
+    deliveries.add_plain((4, None), 16)
+    deliveries.add_run([(5, None), (6, None)], [32, 64])
+    assert (deliveries.bytes, deliveries.bytes_waiting) == (1, 126)
+    deliveries.control_passed(number)
+    assert (deliveries.bytes, deliveries.bytes_waiting) == (127, 0)
+    assert [message for message, _ in deliveries.take_ready()] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_handle_of_nothing_is_not_counted() -> None:
+    """A conversion may make None of it: it is taken like a plain message."""
+    deliveries = Deliveries(1)
+    deliveries.add_handle((1, None), 1)
+    deliveries.control_passed(deliveries.control_staged())
+    assert deliveries.may_add_handle()
+    assert deliveries.take() == (1, None)
+    assert deliveries.may_add_handle()

@@ -46,7 +46,8 @@ def test_handle_round_trip(
     sequence: int, fds: int, tag: str, value: object, options: dict[str, object] | None
 ) -> None:
     """A handle comes back with its number, descriptors, tag, message and options."""
-    line = envelope.spell_handle(sequence, fds, tag, codec.encode(value, DEPTH), options)
+    spelled = codec.spell(options) if options is not None else b""
+    line = envelope.spell_handle(sequence, fds, tag, codec.encode(value, DEPTH), spelled)
     assert read(line) == Handle(sequence, fds, tag, value, options)
 
 
@@ -69,9 +70,8 @@ def test_control_round_trip(fields: dict[str, int]) -> None:
 
 def test_handle_without_options_is_shorter() -> None:
     """No options, no field for them."""
-    assert envelope.spell_handle(7, 2, "fd", b"null", None) == b'[2,7,2,"fd",null]\n'
-    assert envelope.spell_handle(7, 2, "fd", b"null", {}) == b'[2,7,2,"fd",null]\n'
-    assert envelope.spell_handle(7, 2, "fd", b"1", {"k": 1}) == b'[2,7,2,"fd",1,{"k":1}]\n'
+    assert envelope.spell_handle(7, 2, "fd", b"null", b"") == b'[2,7,2,"fd",null]\n'
+    assert envelope.spell_handle(7, 2, "fd", b"1", b'{"k":1}') == b'[2,7,2,"fd",1,{"k":1}]\n'
 
 
 @pytest.mark.parametrize("value", ["\ud800", 2**70, {"\ud800": [2**70]}])
@@ -79,7 +79,7 @@ def test_message_that_only_the_slow_path_reads(value: object) -> None:
     """Lone surrogates and huge integers pass through every kind of line."""
     message = codec.encode(value, DEPTH)
     assert read(envelope.spell_message(message, True)) == Message(value)
-    line = envelope.spell_handle(1, 1, "\ud800", message, {"details": value})
+    line = envelope.spell_handle(1, 1, "\ud800", message, codec.spell({"details": value}))
     assert read(line) == Handle(1, 1, "\ud800", value, {"details": value})
 
 
@@ -89,10 +89,10 @@ def test_message_that_only_the_slow_path_reads(value: object) -> None:
 def test_spell_of_node_lines() -> None:
     """The node dialect is spelled as Node does it, byte for byte."""
     assert envelope.spell_message(b'{"a":1}', False) == b'{"a":1}\n'
-    assert envelope.spell_node_handle("net.Socket", b'"hi"', None) == (
+    assert envelope.spell_node_handle("net.Socket", b'"hi"', b"") == (
         b'{"cmd":"NODE_HANDLE","type":"net.Socket","msg":"hi"}\n'
     )
-    assert envelope.spell_node_handle("net.Socket", b"null", {"key": '4:"::":80'}) == (
+    assert envelope.spell_node_handle("net.Socket", b"null", codec.spell({"key": '4:"::":80'})) == (
         b'{"cmd":"NODE_HANDLE","type":"net.Socket","msg":null,"key":"4:\\"::\\":80"}\n'
     )
     assert json.loads(envelope.ACK) == {"cmd": envelope.COMMAND_ACK}
@@ -229,7 +229,7 @@ def test_decode_of_deep_message() -> None:
     """A message at the limit passes inside each envelope; far deeper ones are refused."""
     deep = b"[" * 10 + b"]" * 10
     assert envelope.decode_native(b"[0," + deep + b"]", 10) == Message(json.loads(deep))
-    line = envelope.spell_handle(1, 1, "t", b"null", {"details": json.loads(deep)})
+    line = envelope.spell_handle(1, 1, "t", b"null", codec.spell({"details": json.loads(deep)}))
     assert isinstance(envelope.decode_native(line[:-1], 10), Handle)
     with pytest.raises(MalformedEnvelope, match="nested too deep"):
         envelope.decode_native(b"[0,[[[" + deep + b"]]]]", 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handleipc import framing
-from handleipc.exceptions import LineTooLong
+from handleipc.exceptions import LineTooLong, LocalProtocolError
 from handleipc.framing import Batch, LineFramer
 
 
@@ -181,6 +182,21 @@ def test_take_sets_of_a_report() -> None:
     assert (second.fds, second.kinds, second.truncated) == ([102], [202], True)
     assert (second.start, second.end) == (11, 16)
     assert framer.take_sets() == []
+
+
+def test_grow_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error of this end that says so; shrinking without memory is none."""
+    framer = LineFramer(10_000_000)
+    assert fed(framer, b"x" * 5_000_000 + b"\n") == [b"x" * 5_000_000]
+
+    def no_memory(capacity: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(framer, "_resize", no_memory)
+    framer.shrink()
+    assert fed(framer, b"still\n") == [b"still"]
+    with pytest.raises(LocalProtocolError, match="no memory for a line of more than"):
+        framer.grow()
 
 
 def test_grow_while_somebody_looks() -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import warnings
+from functools import partial
 
 import pytest
 
@@ -35,8 +36,8 @@ def test_moved_handle_takes_the_descriptor_along() -> None:
     """The owner is empty while its descriptor travels, and the same one is read each time."""
     owner = new_owner()
     fd = owner.fileno()
-    pending = Moved(owner, "fd", {"k": 1})
-    assert (pending.handle, pending.tag, pending.options) == (owner, "fd", {"k": 1})
+    pending = Moved(owner, "fd", b'{"k":1}')
+    assert (pending.handle, pending.tag, pending.options) == (owner, "fd", b'{"k":1}')
     assert (pending.fds_needed, pending.native_only, pending.is_given_away) == (1, False, True)
     assert owner.closed
     assert pending.filenos() == pending.filenos() == [fd]
@@ -141,6 +142,29 @@ def test_held_handle_that_was_closed_meanwhile(numbers: list[int]) -> None:
     pending = Held("object", "t", read=lambda: numbers, fds_needed=2)
     with pytest.raises(DescriptorReleased, match="closed while it waited"):
         pending.filenos()
+
+
+def test_held_handle_that_cannot_be_read() -> None:
+    """Objects have their own ways of saying that they are closed: all mean the same here."""
+
+    def read(error: Exception) -> list[int]:
+        raise error
+
+    for error in (ValueError("I/O on closed file"), DescriptorReleased("I/O on closed file")):
+        with pytest.raises(DescriptorReleased, match="I/O on closed file"):
+            Held("object", "t", read=partial(read, error)).filenos()
+
+
+def test_moved_handle_whose_close_fails() -> None:
+    """The number is forgotten all the same: it may be somebody else's next."""
+    owner = new_owner()
+    pending = Moved(owner, "fd")
+    os.close(pending.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        pending.delivered()
+    assert owner.closed
+    pending.returned()
+    assert owner.closed
 
 
 def test_held_handle_that_refuses_to_be_read() -> None:

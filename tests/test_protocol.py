@@ -627,6 +627,61 @@ def test_refused_by_the_peer() -> None:
     assert end.closed == [6]
 
 
+def test_a_refusal_that_is_partly_a_lie() -> None:
+    """Then none of it is taken: all come back by the end of the channel, once."""
+    end = native()
+    end.send(b"1", [5])
+    end.send(b"2", [6])
+    end.write()
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","refuse":[[1,9,"kind"]]}\n')
+    assert "does not have" in end.error
+    assert [message for message, _ in end.outcomes()] == ["1", "2"]
+    assert end.protocol._system.in_flight.total == 0
+
+
+@pytest.mark.parametrize("dialect", ["node", "native"])
+def test_descriptors_in_the_middle_of_a_line(dialect: str) -> None:
+    """Those of its first byte wait for the rest of the line; any others end the channel."""
+    end = native() if dialect == "native" else Fed()
+    end.feed(b"[1,", [5])
+    assert end.protocol.state is State.OPEN
+    end.feed(b"1", [6])
+    assert "in the middle of a line" in end.error
+    assert end.closed == [5, 6]
+    end = native() if dialect == "native" else Fed()
+    end.feed(b"[1,")
+    end.feed(b"1", [6])
+    assert "in the middle of a line" in end.error
+    assert end.closed == [6]
+
+
+@pytest.mark.parametrize("dialect", ["node", "native"])
+def test_taking_lines_is_interrupted(dialect: str) -> None:
+    """What a signal handler raises goes on, and the channel ends: lines were lost."""
+    end = native() if dialect == "native" else Fed()
+
+    def interrupt(message: object) -> None:
+        raise KeyboardInterrupt
+
+    end.protocol.incoming.on_internal = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        end.feed(spelled(dialect, b"1") + spelled(dialect, b'{"cmd":"NODE_x"}'))
+    assert "interrupted" in end.error
+    assert 1 in end.take()
+
+
+def spelled(dialect: str, message: bytes) -> bytes:
+    return envelope.spell_message(message, dialect == "native")
+
+
+def test_a_native_line_nested_beyond_the_stack() -> None:
+    """With a large Limits.depth the parser may give up first: an error, not a lost message."""
+    end = native(Limits(depth=10_000_000))
+    end.feed(b'[0,"one"]\n[0,' + b"[" * 200_000 + b"]" * 200_000 + b"]\n")
+    assert "nested too deep" in end.error
+    assert end.take() == ["one"]
+
+
 def test_bytes_are_granted_as_they_are_taken() -> None:
     """Half a window at a time; a sender without credit waits, control does not."""
     limits = Limits(window=8, bytes=64)
@@ -814,9 +869,9 @@ def test_a_long_message_is_not_copied(dialect: str, waits: bool) -> None:
     long = b'"%b"' % (b"x" * 100_000)
     spelled = b"".join(
         envelope.spell_message(message, dialect == "native")
-        for message in (b"1", b"2", long, b"3", long)
+        for message in (b"1", b"2", long, b"3", long, long)
     )
-    for message in (b"1", b"2", long, b"3", long):
+    for message in (b"1", b"2", long, b"3", long, long):
         if waits:
             end.send(message)
         else:
@@ -848,6 +903,42 @@ def test_a_long_message_is_withdrawn(dialect: str) -> None:
     assert end.protocol.outgoing.window.bytes_sent == sent
     assert end.protocol.outgoing.unsent_bytes == unsent + 2
     assert end.lines() == (b"[0,1]\n[0,2]\n" if dialect == "native" else b"1\n2\n")
+
+
+@pytest.mark.parametrize("dialect", ["node", "native"])
+def test_a_handle_whose_own_close_raises(dialect: str) -> None:
+    """It is delivered; so is what was acknowledged with it."""
+    end = native() if dialect == "native" else Fed()
+    entry = end.send(b"1", [5])
+
+    def fail() -> None:
+        raise OSError("close failed")
+
+    entry.pending.on_delivered = fail
+    end.send(b"2", [6])
+    end.write()
+    for _ in range(2):
+        end.feed(
+            ACK
+            if dialect == "node"
+            else b'{"cmd":"NODE_HANDLEIPC","ack":2,"handles":8,"bytes":1048576}\n'
+        )
+        end.write()
+    assert end.outcomes() == [("1", None), ("2", None)]
+    ((handle, error),) = end.protocol.outgoing.queue.failed
+    assert (handle, str(error)) == ("handle [5]", "close failed")
+    assert end.closed == [6]
+
+
+def test_reading_stops_behind_an_ack_that_does_not_leave() -> None:
+    """What waits for our own reply is bounded, too."""
+    end = Fed(Limits(node_hard=100))
+    end.feed(node_handle(), [5])
+    assert end.protocol.want_read(waiting=False)
+    end.feed(b'"%b"\n' % (b"x" * 100))
+    assert not end.protocol.want_read(waiting=True)
+    end.write()
+    assert end.protocol.want_read(waiting=False)
 
 
 # -- ends -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_pend_registered_type(registry: Registry, python_type: type[Log]) -> Non
     """An object of a registered type, or of a subclass, travels by its conversion."""
     log = python_type("name")
     pending = registry.pend(log, False)
-    assert (pending.tag, pending.options) == ("log", {"details": "name"})
+    assert (pending.tag, pending.options) == ("log", b'{"details":"name"}')
     assert (pending.fds_needed, pending.native_only, pending.is_given_away) == (2, True, True)
     assert pending.filenos() == [file.fileno() for file in log.files]
     pending.delivered()
@@ -114,7 +115,7 @@ def test_pend_object_without_close(registry: Registry) -> None:
     fd = new_fd()
     registry.register(Plain, PlainConversion())
     pending = registry.pend(Plain(), False)
-    assert (pending.options, pending.is_given_away) == (None, False)
+    assert (pending.options, pending.is_given_away) == (b"", False)
     pending.delivered()
     os.close(fd)
 
@@ -124,7 +125,7 @@ def test_pend_with_empty_details(registry: Registry, details: object) -> None:
     """Only None is no details: other empty values travel."""
     log = Log()
     log.name = details  # type: ignore[assignment]
-    assert registry.pend(log, True).options == {"details": details}
+    assert json.loads(registry.pend(log, True).options) == {"details": details}
     log.close()
 
 

@@ -106,8 +106,10 @@ class Channel(Sender):
         return self
 
     async def __anext__(self) -> Message:
+        incoming = self._protocol.incoming
         if (
-            self._protocol.incoming.ready
+            incoming.ready
+            and incoming.deliveries.holds_back
             and self._reader is None
             and not self._has_listeners("message")
         ):
@@ -171,6 +173,8 @@ class Channel(Sender):
         if self._reader is not None:
             raise ChannelBusy("another recv() or iteration waits for the next message already")
         incoming = self._protocol.incoming
+        # A listener may have gone since the last turn: what was its own is not for a reader.
+        self._say_who_takes()
         while not incoming.ready:
             if self._is_closed:
                 if isinstance(self._protocol.error, RemoteProtocolError):
@@ -222,7 +226,7 @@ class Channel(Sender):
         given = False
         while urgent or (ready and listeners.get("message")):
             given = True
-            self._give(deliveries.take())
+            self._give(deliveries.take_urgent() if urgent else deliveries.take())
         if ready and self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
         return given
@@ -235,7 +239,7 @@ class Channel(Sender):
             self._take_question(message)
         if not self._emit(event, message, handle) and handle is not None:
             # As Node: an internal message without a listener is gone. Its descriptor is not.
-            handle.close()
+            self._close_unwanted(handle)
 
     # -- what the driver asks --------------------------------------------------------------------
 
@@ -263,6 +267,9 @@ class Channel(Sender):
 
     def _report_faults(self) -> None:
         protocol = self._protocol
+        for failed in (protocol.outgoing.queue.failed, protocol.incoming.deliveries.failed):
+            while failed:
+                self._report_close(*failed.popleft())
         if not (protocol.warnings or protocol.incoming.errors):
             return
         warnings, protocol.warnings = protocol.warnings, []
@@ -296,8 +303,10 @@ class Channel(Sender):
     def _emit_disconnect(self) -> None:
         if not self._disconnect_emitted:
             self._disconnect_emitted = True
-            self._emit("disconnect")
-            self._ended.set()
+            try:
+                self._emit("disconnect")
+            finally:
+                self._ended.set()
 
     def __repr__(self) -> str:
         state = self._protocol.state.name.lower()

@@ -49,8 +49,8 @@ class Connection(BaseConnection):
         Raises:
             DescriptorReleased: it is closed, detached or on its way.
         """
-        head = self.take_head()
         sock = self._to_socket()
+        head = self.take_head()
 
         def build() -> ProtocolT:
             protocol = protocol_factory()
@@ -74,8 +74,8 @@ class Connection(BaseConnection):
             OSError: the client reset the connection before all was written; it is closed.
             DescriptorReleased: it is closed, detached or on its way.
         """
-        self.take_head()
         sock = self._to_socket()
+        self.take_head()
         try:
             sent = _send_now(sock, data)
             if sent < len(data):
@@ -119,6 +119,8 @@ def _with_head(protocol: ProtocolT, head: bytes) -> ProtocolT:
 def _fill(protocol: asyncio.BufferedProtocol, head: bytes) -> None:
     while head:
         buffer = memoryview(protocol.get_buffer(len(head)))
+        if not buffer:
+            raise RuntimeError("get_buffer() returned an empty buffer")  # as asyncio
         count = min(len(buffer), len(head))
         buffer[:count] = head[:count]
         head = head[count:]

@@ -6,7 +6,9 @@ the acknowledgement on.
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -44,7 +46,7 @@ class CountingDriver(Driver):
         self.lists = SocketLists(
             self._send_internal,
             self,
-            self._schedule_turn,
+            self._on_report,
             lambda: protocol.incoming.native,
             self._send_late,
         )
@@ -90,24 +92,37 @@ class CountingDriver(Driver):
             handle.group.opened_here()
         return handle
 
+    def _on_report(self) -> None:
+        """A connection closed, wherever its object died: the collector runs on any thread."""
+        if threading.get_ident() == self._thread:
+            self._schedule_turn()
+        elif not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # closed just now
+                self._loop.call_soon_threadsafe(self._schedule_turn)
+
     def _send_internal(self, message: JSON) -> None:
         """Queue a message of our own, which the public ``send`` would refuse as forged."""
-        protocol = self._protocol
-        if protocol.state is not State.OPEN:
-            return
-        if protocol.outgoing.unsent_bytes > self._limits.queued_bytes:
-            self._abort(RemoteProtocolError("the peer asks, and does not read the answers"))
-            return
-        protocol.send(codec.spell(message))
-        self._schedule_turn()
+        if self._may_answer():
+            self._protocol.send(codec.spell(message))
+            self._schedule_turn()
 
     def _send_late(self, make: Callable[[], JSON], ended: Callable[[], None]) -> None:
         """Queue a message that is made when its line is written."""
-        if self._protocol.state is not State.OPEN:
+        if self._may_answer():
+            self._protocol.send(Late(lambda: codec.spell(make()), ended))
+            self._schedule_turn()
+        else:
             ended()
-            return
-        self._protocol.send(Late(lambda: codec.spell(make()), ended))
-        self._schedule_turn()
+
+    def _may_answer(self) -> bool:
+        """Say whether a message of our own may be queued; a peer that only asks is given up."""
+        protocol = self._protocol
+        if protocol.state is not State.OPEN:
+            return False
+        if protocol.outgoing.unsent_bytes <= self._limits.queued_bytes:
+            return True
+        self._abort(RemoteProtocolError("the peer asks, and does not read the answers"))
+        return False
 
     def _take_statement(self, message: JSON) -> None:
         """Take what the peer says of connections it was handed, in the order it was written."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import select
 import socket
+import threading
 import time
 from collections.abc import AsyncGenerator
 
@@ -20,10 +21,9 @@ from handleipc.exceptions import (
     ChannelBroken,
     ChannelClosed,
     HandleIPCError,
-    LineTooLong,
     LocalProtocolError,
 )
-from handleipc.framing import LineFramer
+from handleipc.framing import Batch, LineFramer
 from handleipc.protocol import ChannelProtocol, State
 from handleipc.stages import Stage
 from handleipc.system import System
@@ -67,6 +67,9 @@ class Driver(Emitter):
         self._receiver = Receiver(LineFramer(protocol.limits.line))
         self._is_reading = self._is_writing = False
         self._in_turn = False
+        self._in_read = False
+        """Whether lines are being taken: conversions run then, and those are the application's."""
+        self._abort_after_read: HandleIPCError | None = None
         self._turn_scheduled = self._read_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._attach()
@@ -112,6 +115,7 @@ class Driver(Emitter):
     def _attach(self) -> None:
         """Serve the channel on the running loop, until it ends or the loop does."""
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._keeper = _until_the_loop_ends(self)
         # Runs up to its yield, which never suspends: now the loop will close it when it ends.
         with contextlib.suppress(StopIteration):
@@ -169,8 +173,8 @@ class Driver(Emitter):
 
     def _turn(self) -> None:
         """Do everything that can be done now: write, give, settle, and watch for the rest."""
-        if self._in_turn:
-            # A listener asked for it: what it wants is done when it returns.
+        if self._in_turn or self._in_read:
+            # A listener or a conversion asked for it: what it wants is done when it returns.
             self._schedule_turn()
             return
         self._in_turn = True
@@ -182,6 +186,9 @@ class Driver(Emitter):
             if self._is_closed:
                 self._end()
                 return
+        except BaseException:
+            self._schedule_turn()  # for what it had not done yet
+            raise
         finally:
             self._in_turn = False
         reading = self._protocol.want_read(waiting=self._is_waited_for)
@@ -199,11 +206,21 @@ class Driver(Emitter):
         that follows.
         """
         self._schedule_turn()
-        if self._in_turn or self._is_writing or self._is_closed:
+        if self._in_turn or self._in_read or self._is_writing or self._is_closed:
             return
-        if self._is_reading and self._protocol.outgoing.handles_out:
-            self._read()
-        self._write()
+        # As in a turn: what it calls may send, too.
+        self._in_turn = True
+        try:
+            protocol = self._protocol
+            if (
+                self._is_reading
+                and protocol.outgoing.handles_out
+                and protocol.want_read(waiting=self._is_waited_for)
+            ):
+                self._read()
+            self._write()
+        finally:
+            self._in_turn = False
 
     def _go_on(self) -> bool:
         """Write and give in turns, since each makes room for the other. Returns ``_write``'s."""
@@ -240,7 +257,7 @@ class Driver(Emitter):
         protocol = self._protocol
         try:
             batch = self._receiver.receive(self._fd)
-        except LineTooLong as error:
+        except HandleIPCError as error:
             protocol.abort(error)
             return
         except OSError:
@@ -248,9 +265,19 @@ class Driver(Emitter):
             # delivered before this.
             protocol.receive_eof(peer_is_dead=peer_is_dead)
             return
-        protocol.received(batch)
+        self._take_lines(batch)
         if self._receiver.at_eof:
             protocol.receive_eof(peer_is_dead=peer_is_dead)
+        elif self._abort_after_read is not None:
+            self._abort(self._abort_after_read)
+
+    def _take_lines(self, batch: Batch) -> None:
+        # Whatever a conversion does meanwhile: the lines are in the buffer of the next read.
+        self._in_read = True
+        try:
+            self._protocol.received(batch)
+        finally:
+            self._in_read = False
 
     def _read_rest(self, *, peer_is_dead: bool = False) -> None:
         """Read what is in the socket now, one buffer at most, without waiting for EOF."""
@@ -303,6 +330,9 @@ class Driver(Emitter):
     def _abort(self, error: HandleIPCError) -> None:
         if self._is_closed:
             return
+        if self._in_read:
+            self._abort_after_read = error
+            return
         # The peer's later acknowledgements fail there, and those it has sent are read here: no
         # handle ends with two owners. Linux keeps what is queued readable after SHUT_RD.
         with contextlib.suppress(OSError):
@@ -312,13 +342,12 @@ class Driver(Emitter):
         self._protocol.abort(error)
 
     def _read_before_abort(self, error: HandleIPCError) -> None:
-        protocol = self._protocol
         try:
             batch = self._receiver.receive(self._fd)
-        except (OSError, LineTooLong):
-            protocol.abort(error)
+        except (OSError, HandleIPCError):
+            self._protocol.abort(error)
             return
-        protocol.received(batch)
+        self._take_lines(batch)
 
     def _end(self) -> None:
         """The protocol is closed: close the socket, then tell everybody, once."""

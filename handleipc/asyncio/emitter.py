@@ -72,6 +72,8 @@ class Emitter:
             return False
         for pair in list(listeners):
             if pair[1]:
+                if pair not in listeners:
+                    continue  # a listener before it removed it, or caused the event again
                 listeners.remove(pair)
                 self._listeners_changed(event)
             try:

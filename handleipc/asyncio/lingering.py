@@ -35,6 +35,8 @@ def linger(sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     lingerer = _lingerers.get(loop)
     if lingerer is None:
+        for one in [other for other in _lingerers if other.is_closed()]:
+            _lingerers.pop(one).close_all()  # without asyncio.run, nobody cancelled its task
         lingerer = _lingerers[loop] = _Lingerer(loop)
     lingerer.add(sock)
 
@@ -47,6 +49,8 @@ class _Lingerer:
         # In the order of their deadlines.
         self._waiting: dict[socket.socket, float] = {}
         self._task = loop.create_task(self._run())
+        # A callback and not `finally`: a task cancelled before it began has not got that far.
+        self._task.add_done_callback(lambda _: self._end())
 
     def add(self, sock: socket.socket) -> None:
         """Own this socket from here on."""
@@ -63,17 +67,25 @@ class _Lingerer:
         sock.close()
 
     async def _run(self) -> None:
-        try:
-            await asyncio.sleep(LINGER)
-            while self._waiting:
-                sock, deadline = next(iter(self._waiting.items()))
-                left = deadline - self._loop.time()
-                if left > 0:
-                    await asyncio.sleep(left)
-                else:
-                    self._close(sock)
-        finally:
-            # Empty, or the loop ends: nobody waits any longer.
-            del _lingerers[self._loop]
-            for sock in list(self._waiting):
+        await asyncio.sleep(LINGER)
+        while self._waiting:
+            sock, deadline = next(iter(self._waiting.items()))
+            left = deadline - self._loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
                 self._close(sock)
+        self._end()
+
+    def _end(self) -> None:
+        # Empty, or the loop ends: nobody waits any longer.
+        if _lingerers.get(self._loop) is self:
+            del _lingerers[self._loop]
+        for sock in list(self._waiting):
+            self._close(sock)
+
+    def close_all(self) -> None:
+        """Close every socket; the loop is closed already."""
+        for sock in self._waiting:
+            sock.close()
+        self._waiting.clear()

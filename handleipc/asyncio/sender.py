@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from typing import Any
 
 from handleipc import codec
 from handleipc.asyncio.counting import CountingDriver
@@ -15,6 +16,7 @@ from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import (
     ChannelBusy,
     ChannelFull,
+    HandleIPCError,
     HandleNotDelivered,
     MessageNotSerializable,
 )
@@ -203,20 +205,31 @@ class Sender(CountingDriver):
         self, line: bytes, message: JSON, handle: object, keep_open: bool, *, transfer: bool
     ) -> Entry:
         outgoing = self._protocol.outgoing
-        if outgoing.waiting_handles >= self._queued_handles:
+        queue = outgoing.queue
+        # Without the one that a node-dialect end has in flight, which is looked at when it counts.
+        waiting = queue.handles + len(outgoing.window.unacked)
+        if waiting + 1 >= self._queued_handles and outgoing.waiting_handles >= self._queued_handles:
             raise ChannelFull(
                 f"{outgoing.waiting_handles} handles are queued, which is Limits.queued_handles:"
                 " await drain() before sending more"
             )
-        entry = Entry(line, message, self._pend(handle, keep_open, transfer))
-        outgoing.queue.push_handle(entry)
+        pending = self._pend(handle, keep_open, transfer)
+        entry = Entry(line, message, pending)
+        if pending.options and queue.bytes + entry.size > self._room:
+            try:
+                self._check_room(entry.size)
+            except HandleIPCError:
+                pending.returned()
+                raise
+        queue.push_handle(entry)
         return entry
 
     def _check_room(self, size: int) -> None:
         limits, queued = self._limits, self._protocol.outgoing.unsent_bytes
         if size + ENVELOPE_BYTES > limits.line:
             raise MessageNotSerializable(
-                f"the message takes {size} bytes, and Limits.line is {limits.line}"
+                f"the message takes {size} bytes with what describes its handle, and Limits.line"
+                f" is {limits.line}"
             )
         if queued and queued + size > limits.queued_bytes:
             raise ChannelFull(
@@ -278,12 +291,25 @@ class Sender(CountingDriver):
             elif reason is not None and entry.pending is not None:
                 self._undelivered(entry, reason)
 
+    def _close_unwanted(self, handle: Any) -> None:
+        """Close a handle that nobody is to get."""
+        close = getattr(handle, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception as error:
+                self._report_close(handle, error)
+
+    def _report_close(self, handle: object, error: Exception) -> None:
+        self._loop.call_exception_handler(
+            {"message": f"exception in close() of {handle!r}", "exception": error}
+        )
+
     def _undelivered(self, entry: Entry, reason: str) -> None:
         assert entry.pending is not None
         handle = entry.pending.handle
         if self._emit("undelivered", entry.message, handle, reason):
             return
         log.warning("%r was not delivered and nobody listens for it: %s", handle, reason)
-        close = getattr(handle, "close", None)
-        if entry.pending.is_given_away and close is not None:
-            close()
+        if entry.pending.is_given_away:
+            self._close_unwanted(handle)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from handleipc import codec
 from handleipc.addresses import Address
 from handleipc.ancillary import Acceptor, descriptor_kind
 from handleipc.asyncio.connection import Connection
@@ -168,7 +169,7 @@ class Server(Emitter):
         """Have the listener stop here when the peer has it. Used by ``send(transfer=True)``."""
         if self._unlink is not None:
             # Whoever listens last removes the path; Node, which never does, leaves it.
-            pending.options = {"unlink": self._unlink}
+            pending.options = codec.spell({"unlink": self._unlink})
         pending.on_delivered = self._transferred
 
     def _transferred(self) -> None:

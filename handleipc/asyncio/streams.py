@@ -11,12 +11,11 @@ import asyncio
 import socket
 from typing import Any, cast
 
-from handleipc import conversions
+from handleipc import codec, conversions
 from handleipc.asyncio.handles import default_registry
 from handleipc.conversions import NET_SERVER, NET_SOCKET, pend_held
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.pending import Held, PendingHandle
-from handleipc.typing import Options
 
 __all__ = ["StreamPending"]
 
@@ -30,7 +29,7 @@ class StreamPending(Held):
         self,
         handle: object,
         transport: asyncio.Transport,
-        options: Options | None,
+        options: bytes,
         *,
         resume: bool,
         keep_open: bool,
@@ -41,7 +40,7 @@ class StreamPending(Held):
             NET_SOCKET,
             options,
             read=lambda: [sock.fileno()],
-            native_only=options is not None,
+            native_only=bool(options),
             # Closes without shutdown: the connection lives on in the other process.
             on_delivered=None if keep_open else transport.abort,
         )
@@ -74,7 +73,7 @@ def _pend_writer(writer: asyncio.StreamWriter, keep_open: bool) -> PendingHandle
     resume = transport.is_reading()
     if resume:
         transport.pause_reading()
-    options = {"unread": conversions.spell_unread(unread)} if unread else None
+    options = codec.spell({"unread": conversions.spell_unread(unread)}) if unread else b""
     return StreamPending(writer, transport, options, resume=resume, keep_open=keep_open)
 
 
@@ -85,7 +84,7 @@ def _pend_transport(transport: asyncio.Transport, keep_open: bool) -> PendingHan
             "this transport is reading, and its protocol may have bytes of the connection:"
             " pause_reading() in connection_made(), on uvloop right after it, and send it then"
         )
-    return StreamPending(transport, transport, None, resume=False, keep_open=keep_open)
+    return StreamPending(transport, transport, b"", resume=False, keep_open=keep_open)
 
 
 def _check(handle: object, transport: asyncio.Transport) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
+import threading
 import time
+import warnings
 from typing import Any
 
 import pytest
@@ -340,3 +343,48 @@ async def test_dropped_connection_warns_and_closes() -> None:
         with pytest.warns(ResourceWarning, match="Connection"):
             del served
         assert not is_open(client)
+
+
+async def test_linger_when_every_task_is_cancelled() -> None:
+    """The task that ends the waiting, cancelled before it began, leaves nothing behind."""
+    client, served = connection()
+    with client:
+        await served.end(b"answer")
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await until(nobody_lingers)
+        assert asyncio.get_running_loop() not in lingering._lingerers
+        client.settimeout(10)
+        assert client.recv(100) == b"answer"
+        assert client.recv(100) == b""
+    client, served = connection()
+    with client:
+        await served.end(b"answer")
+        assert not nobody_lingers()
+    await until(nobody_lingers)
+
+
+async def test_linger_of_a_loop_that_was_closed() -> None:
+    """Without asyncio.run nobody cancels its task: the next one to linger closes its sockets."""
+    client, served = connection()
+    with client:
+
+        def run() -> None:
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(served.end(b"answer"))
+            loop.close()
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+            closed = next(loop for loop in lingering._lingerers if loop.is_closed())
+            lingering._lingerers[closed]._task._log_destroy_pending = False  # type: ignore[attr-defined]
+            del closed
+            other, second = connection()
+            with other:
+                await second.end(b"answer")
+            await until(nobody_lingers)
+            assert client.recv(100) == b"answer"
+            gc.collect()
