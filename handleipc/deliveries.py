@@ -94,6 +94,11 @@ class Deliveries:
         self.failed: deque[tuple[object, Exception]] = deque()
         """Handles whose own ``close`` raised when nobody was to get them."""
 
+    @property
+    def bytes_held(self) -> int:
+        """Of all that has arrived and was not taken."""
+        return self.bytes + self.bytes_waiting
+
     # -- in --------------------------------------------------------------------------------------
 
     def may_add_handle(self) -> bool:

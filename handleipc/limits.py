@@ -55,8 +55,9 @@ class Limits:
     """Deepest nesting of a message."""
 
     queued_bytes: int = 64 * MIB
-    """Bytes of messages waiting to be written; above, ``send_nowait`` raises ``ChannelFull``. One
-    message larger than this is taken when nothing else is queued."""
+    """Bytes of messages, and of what describes their handles, waiting to be written; above,
+    ``send_nowait`` raises ``ChannelFull``. One larger than this is taken when nothing else is
+    queued."""
 
     queued_handles: int = 131_072
     """Handles waiting to be acknowledged; above, ``ChannelFull``. 100,000 at once must fit."""
@@ -84,7 +85,8 @@ class Limits:
     ``ChannelBusy``. Two ends that both send before they read meet here, not in a deadlock."""
 
     node_hard: int = 64 * MIB
-    """Bytes held at most while a handle of ours is unanswered: the answer may be behind them."""
+    """Bytes held at most while a handle of ours is unanswered, since the answer may be behind
+    them; and bytes held at most behind an answer of ours that cannot leave."""
 
     node_replies: int = 64
     """Replies a node-dialect peer may owe its attention to before it breaks the protocol: Node

@@ -437,7 +437,7 @@ class ChannelProtocol:
     @property
     def nobody_reads(self) -> bool:
         """Whether so much is held that a local wait must not go on reading for its own sake."""
-        return self.incoming.deliveries.bytes >= self.limits.held_hard
+        return self.incoming.deliveries.bytes_held >= self.limits.held_hard
 
     # -- time ------------------------------------------------------------------------------------
 

@@ -932,11 +932,12 @@ def test_a_handle_whose_own_close_raises(dialect: str) -> None:
 
 def test_reading_stops_behind_an_ack_that_does_not_leave() -> None:
     """What waits for our own reply is bounded, too."""
-    end = Fed(Limits(node_hard=100))
+    end = Fed(Limits(node_hard=100, held_hard=120))
     end.feed(node_handle(), [5])
     assert end.protocol.want_read(waiting=False)
     end.feed(b'"%b"\n' % (b"x" * 100))
     assert not end.protocol.want_read(waiting=True)
+    assert end.protocol.nobody_reads
     end.write()
     assert end.protocol.want_read(waiting=False)
 

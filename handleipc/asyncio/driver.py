@@ -186,8 +186,13 @@ class Driver(Emitter):
             if self._is_closed:
                 self._end()
                 return
+        except Exception as error:
+            # A defect. The channel ends with it, rather than stall or try for ever.
+            self._protocol.abort(LocalProtocolError(f"the channel failed: {error!r}"))
+            self._schedule_turn()
+            raise
         except BaseException:
-            self._schedule_turn()  # for what it had not done yet
+            self._schedule_turn()  # a signal handler raised: for what was not done yet
             raise
         finally:
             self._in_turn = False

@@ -262,7 +262,7 @@ class Sender(CountingDriver):
     def _wake_waiters(self) -> None:
         outgoing, closed = self._protocol.outgoing, self._is_closed
         if self._protocol.nobody_reads and not closed:
-            held = self._protocol.incoming.deliveries.bytes
+            held = self._protocol.incoming.deliveries.bytes_held
             busy = f"nobody reads this channel, and {held} bytes are held for it"
             for waiters in (self._senders, self._drainers, self._flushers):
                 waiters.fail(lambda: ChannelBusy(busy))

@@ -332,6 +332,28 @@ async def test_an_internal_message_with_a_thing_that_cannot_be_closed(
             assert not errors
 
 
+@pytest.mark.parametrize("error", [ValueError("a defect"), KeyboardInterrupt()])
+async def test_a_turn_that_fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """A defect ends the channel with its text; what a signal handler raises costs nothing."""
+    async with joined("node") as (a, b):
+        real = a._prepare
+
+        def fail_once() -> None:
+            monkeypatch.setattr(a, "_prepare", real)
+            raise error
+
+        monkeypatch.setattr(a, "_prepare", fail_once)
+        with pytest.raises(type(error)):
+            a._turn()
+        if isinstance(error, ValueError):
+            async with asyncio.timeout(10):
+                await a.wait_disconnected()
+            assert "the channel failed: ValueError('a defect')" in str(a._protocol.error)
+        else:
+            a.send_nowait("goes on")
+            assert await b.recv() == ("goes on", None)
+
+
 # -- listeners and readers -------------------------------------------------------------------------
 
 
