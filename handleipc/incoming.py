@@ -191,7 +191,8 @@ class Incoming:
                     command(line, offset + start, size)  # type: ignore[arg-type]
                 else:
                     raise MalformedEnvelope("the peer sent an object that is no command")
-                start, at_once = end, self.takes_runs
+                # As takes_runs, without the call.
+                start, at_once = end, not (self._held or self.closing)
         finally:
             if run:
                 deliveries.add_run(run, sizes)
