@@ -85,8 +85,8 @@ int hipc_receive(int fd, hipc_reader *reader, size_t budget);
 int64_t hipc_feed(hipc_reader *reader, const char *bytes, size_t length);
 
 /*
- * Say whether brackets and braces in this JSON text are nested deeper than `limit`. Those in strings
- * do not count. Exact for JSON; for anything else some answer.
+ * Say whether brackets and braces in this JSON text are nested deeper than `limit`. Those in
+ * strings do not count. Exact for JSON; for anything else some answer.
  *
  * Returns 1 or 0.
  */

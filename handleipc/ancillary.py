@@ -69,10 +69,10 @@ def send_with_fds(fd: int, data: bytes | LongLine, offset: int, fds: list[int]) 
     Raises:
         OSError: the write failed for good (EPIPE, EBADF, ...); nothing was written.
     """
-    if type(data) is bytes:
+    if isinstance(data, bytes):
         written = _hipc_send(fd, data, offset, len(data), fds, len(fds))
     else:
-        written = _send_parts(fd, data, offset, fds)  # type: ignore[arg-type]
+        written = _send_parts(fd, data, offset, fds)
     if written >= 0:
         return written
     refused = _REFUSALS.get(written)

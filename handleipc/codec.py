@@ -77,7 +77,7 @@ def encode(message: object, depth: int) -> bytes:
         if len(line) <= depth and NEWLINE not in line and line.isascii():
             try:
                 if type(_peek(line).cmd) is not str:
-                    return b"%b" % line
+                    return b"%b" % line  # as _fitted, without the call
             except msgspec.DecodeError:
                 pass
     elif type(message) in _SCALARS:

@@ -147,14 +147,12 @@ def pend_connection(connection: BaseConnection, keep_open: bool) -> PendingHandl
     One that stays open here is counted here, so it travels without its key: Node counts it twice.
     Bytes that were read already go along, which only a native peer understands.
     """
-    options = b""
-    if connection.group is not None and not keep_open:
-        options = _spell_key(connection.group.key)
-    head = connection.head
-    if head:
-        key = {"key": connection.group.key} if options and connection.group is not None else {}
-        options = codec.spell({**key, "unread": spell_unread(head)})
+    group, head = None if keep_open else connection.group, connection.head
+    options = b"" if group is None else _spell_key(group.key)
     native_only = bool(head)
+    if head:
+        key = {} if group is None else {"key": group.key}
+        options = codec.spell({**key, "unread": spell_unread(head)})
     if keep_open:
         connection.fileno()  # refuses one that is closed or on its way
         return Lent(connection, NET_SOCKET, options, native_only)

@@ -99,6 +99,13 @@ class Deliveries:
         """Of all that has arrived and was not taken."""
         return self.bytes + self.bytes_waiting
 
+    @property
+    def _last_chunk(self) -> _Chunk | None:
+        """What the next message stands behind; None if it need not wait."""
+        if self._chunk.messages:
+            return self._chunk
+        return self._staged_chunks[-1] if self._staged_chunks else None
+
     # -- in --------------------------------------------------------------------------------------
 
     def may_add_handle(self) -> bool:
@@ -128,28 +135,16 @@ class Deliveries:
 
     def add_plain(self, received: Received, size: int) -> None:
         """Add a message, behind the acknowledgements before it."""
-        if self._chunk.messages:
-            self._chunk.add(received, size)
-            self.bytes_waiting += size
-        elif self._staged_chunks:
-            self._staged_chunks[-1].add(received, size)
-            self.bytes_waiting += size
-        elif type(received) is tuple:
-            # As _make_ready, without the call.
-            self.bytes += size
-            self.ready.append(received)
-            self._sizes.append(size)
-        else:
+        chunk = self._last_chunk
+        if chunk is None:
             self._make_ready(received, size)
+        else:
+            chunk.add(received, size)
+            self.bytes_waiting += size
 
     def add_run(self, run: list[Received], sizes: list[int]) -> None:
         """As ``add_plain`` of each, none of which is internal; leaves both lists empty."""
-        if self._chunk.messages:
-            chunk = self._chunk
-        elif self._staged_chunks:
-            chunk = self._staged_chunks[-1]
-        else:
-            chunk = None
+        chunk = self._last_chunk
         if chunk is None:
             self.bytes += sum(sizes)
             self.ready.extend(run)

@@ -26,6 +26,7 @@ _hipc_nests_deeper = lib.hipc_nests_deeper
 # ends, and a report that is full only costs one more call.
 MAX_ENDS = 4096
 MAX_SETS = 64
+# Four times the largest set: what one report may hold before anybody looks whether it was allowed.
 MAX_FDS = 4 * lib.HIPC_MAX_FDS
 INITIAL_CAPACITY = 256 * 1024
 # After a large message the buffer goes back to its usual size.
@@ -69,19 +70,16 @@ class Batch:
         return self.ends[index - 1] if index else self.start
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class LongLine:
     """Bytes to be written in a row that are not worth joining, for one of them is long."""
 
-    __slots__ = ("_size", "body", "head", "tail")
-
-    def __init__(self, head: bytes, body: bytes, tail: bytes) -> None:
-        self.head = head
-        self.body = body
-        self.tail = tail
-        self._size = len(head) + len(body) + len(tail)
+    head: bytes
+    body: bytes
+    tail: bytes
 
     def __len__(self) -> int:
-        return self._size
+        return len(self.head) + len(self.body) + len(self.tail)
 
     def __bytes__(self) -> bytes:
         return self.head + self.body + self.tail

@@ -169,9 +169,7 @@ class Incoming:
                 kind = type(line)
                 if kind is Message:
                     message = line.message  # type: ignore[union-attr]
-                    if self.bytes_in >= self.gave_bytes:
-                        self._count_bytes(size)
-                    self.bytes_in += size
+                    self._count_bytes(size)
                     if at_once and not (type(message) is dict and "cmd" in message):
                         run.append((message, None))
                         sizes.append(size)
@@ -183,16 +181,15 @@ class Incoming:
                     self.handle(line, size)  # type: ignore[arg-type]
                 elif kind is Message:
                     self.message(message, size)
-                elif kind is envelope.DescriptorCount:
-                    self.descriptor_count(line, offset + start)  # type: ignore[arg-type]
-                elif kind is envelope.Again:
-                    self.again(line)  # type: ignore[arg-type]
+                elif isinstance(line, envelope.DescriptorCount):
+                    self.descriptor_count(line, offset + start)
+                elif isinstance(line, envelope.Again):
+                    self.again(line)
                 elif envelope.is_command(line):
                     command(line, offset + start, size)  # type: ignore[arg-type]
                 else:
                     raise MalformedEnvelope("the peer sent an object that is no command")
-                # As takes_runs, without the call.
-                start, at_once = end, not (self._held or self.closing)
+                start, at_once = end, self.takes_runs
         finally:
             if run:
                 deliveries.add_run(run, sizes)

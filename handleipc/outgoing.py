@@ -446,15 +446,8 @@ class Outgoing:
     def acknowledge(self, ack: int) -> None:
         """Every handle up to ``ack`` is the peer's. Raises as ``Window.acknowledge``."""
         ended = self.window.acknowledge(ack)
-        outcomes = self.outcomes
         for entry in ended:
-            entry.state = EntryState.ENDED
-            try:
-                entry.pending.delivered()  # type: ignore[union-attr]
-            except Exception as error:  # its own close(): the others are delivered all the same
-                self.queue.failed.append((entry.pending.handle, error))  # type: ignore[union-attr]
-            if entry.waiter is not None:
-                outcomes.append((entry, None))
+            self.queue.end(entry, None)
         if ended:
             self._system.in_flight.release(len(ended))
 

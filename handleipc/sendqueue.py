@@ -104,7 +104,7 @@ class SendQueue:
                     pending.delivered()
                 else:
                     pending.returned()
-            except Exception as error:
+            except Exception as error:  # its own close(): others end all the same
                 self.failed.append((pending.handle, error))
         elif isinstance(entry, Late):
             entry.ended()

@@ -206,9 +206,7 @@ class Sender(CountingDriver):
     ) -> Entry:
         outgoing = self._protocol.outgoing
         queue = outgoing.queue
-        # Without the one that a node-dialect end has in flight, which is looked at when it counts.
-        waiting = queue.handles + len(outgoing.window.unacked)
-        if waiting + 1 >= self._queued_handles and outgoing.waiting_handles >= self._queued_handles:
+        if outgoing.waiting_handles >= self._queued_handles:
             raise ChannelFull(
                 f"{outgoing.waiting_handles} handles are queued, which is Limits.queued_handles:"
                 " await drain() before sending more"

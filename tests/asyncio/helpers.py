@@ -16,6 +16,7 @@ import pytest
 import handleipc
 from handleipc import Channel, Connection, Limits
 from handleipc.ancillary import descriptor_kind
+from handleipc.asyncio.handles import default_registry
 from handleipc.protocol import Invitation
 
 DIALECTS = ["node", "native"]
@@ -37,6 +38,12 @@ def join(
         Channel(ours, limits, inviting=dialect == "native"),
         Channel(theirs, peer_limits or Limits(), invited_by=invitation),
     )
+
+
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test registers is forgotten after it."""
+    for name in ("_penders", "_builders", "_custom", "_found"):
+        monkeypatch.setattr(default_registry, name, dict(getattr(default_registry, name)))
 
 
 async def settle(a: Channel, b: Channel) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 import handleipc
-from handleipc import Channel, FileDescriptor, Limits, Native
+from handleipc import FileDescriptor, Limits, Native
 from handleipc.asyncio.driver import process_system
-from handleipc.asyncio.handles import default_registry
 from handleipc.exceptions import (
     ChannelFull,
     DescriptorReleased,
@@ -28,6 +27,7 @@ from tests.asyncio.helpers import (
     SWITCH,
     Recorder,
     both_dialects,
+    clean_registry,
     connection,
     is_open,
     join,
@@ -76,8 +76,7 @@ class ThingConversion:
 @pytest.fixture
 def conversion(monkeypatch: pytest.MonkeyPatch) -> ThingConversion:
     """A clean registry in which ``Thing`` is known."""
-    for name in ("_penders", "_builders", "_custom", "_found"):
-        monkeypatch.setattr(default_registry, name, dict(getattr(default_registry, name)))
+    clean_registry(monkeypatch)
     found = ThingConversion()
     handleipc.register(Thing, found)
     return found
@@ -136,9 +135,7 @@ async def test_a_file_closed_while_it_waits(dialect: str) -> None:
 @pytest.mark.parametrize(
     "details", [{1: 2}, {1: float("nan")}, {"a": "\ud800", "b": float("inf")}, 2**70]
 )
-async def test_details_are_json_of_their_moment(
-    conversion: ThingConversion, fd: int, details: Any
-) -> None:
+async def test_details_are_json_of_their_moment(fd: int, details: Any) -> None:
     """They are spelled at send: what happens to them later, and how odd they are, is no matter."""
     async with joined("native") as (a, b):
         details = dict(details) if isinstance(details, dict) else details
@@ -244,18 +241,22 @@ def fail() -> None:
     raise OSError(5, "close failed")
 
 
-async def test_a_close_that_raises_at_the_acknowledgement(
-    conversion: ThingConversion, fd: int
-) -> None:
+@pytest.fixture
+def stubborn(conversion: ThingConversion, fd: int) -> Thing:
+    """A thing that cannot be closed."""
+    thing = Thing(fd)
+    thing.on_close = fail
+    return thing
+
+
+async def test_a_close_that_raises_at_the_acknowledgement(stubborn: Thing) -> None:
     """It is reported; the handles acknowledged with it, and the lines behind, are not lost."""
     async with joined("native") as (a, b):
         with loop_errors() as errors:
-            thing = Thing(fd)
-            thing.on_close = fail
             pairs = [connection() for _ in range(3)]
             got: list[Any] = []
             a.on("message", lambda message, _: got.append(message))
-            a.send_nowait("thing", thing)
+            a.send_nowait("thing", stubborn)
             sends = [asyncio.ensure_future(a.send("c", served)) for _, served in pairs]
             await turns(2)
             for i in range(5):
@@ -273,16 +274,12 @@ async def test_a_close_that_raises_at_the_acknowledgement(
     assert process_system.in_flight.total == 0
 
 
-async def test_a_close_that_raises_when_it_was_not_delivered(
-    conversion: ThingConversion, fd: int
-) -> None:
+async def test_a_close_that_raises_when_it_was_not_delivered(stubborn: Thing) -> None:
     """Nobody listens, so it is closed; the error is reported and the channel ends as always."""
     async with raw_peer("native") as (a, peer):
         with loop_errors() as errors:
-            thing = Thing(fd)
-            thing.on_close = fail
-            a.send_nowait("thing", thing)
-            a.send_nowait("thing", thing)
+            a.send_nowait("thing", stubborn)
+            a.send_nowait("thing", stubborn)
             await peer.line()
             peer.sock.close()
             async with asyncio.timeout(10):
@@ -318,7 +315,6 @@ async def test_a_close_that_raises_for_handles_never_given(
             assert len(errors) == 2
 
 
-@pytest.mark.usefixtures("conversion")
 async def test_an_internal_message_with_a_thing_that_cannot_be_closed(
     conversion: ThingConversion, fd: int
 ) -> None:

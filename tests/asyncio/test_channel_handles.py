@@ -24,6 +24,7 @@ from tests.asyncio.helpers import (
     ACK,
     Recorder,
     both_dialects,
+    clean_registry,
     clients,
     connection,
     is_open,
@@ -442,8 +443,7 @@ class PairConversion:
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch):
     """A clean registry in which ``Pair`` is known."""
-    for name in ("_penders", "_builders", "_custom", "_found"):
-        monkeypatch.setattr(default_registry, name, dict(getattr(default_registry, name)))
+    clean_registry(monkeypatch)
     conversion: Conversion[Pair] = PairConversion()
     handleipc.register(Pair, conversion)
 
