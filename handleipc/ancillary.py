@@ -12,7 +12,7 @@ import errno
 import os
 
 from handleipc._core import ffi, lib
-from handleipc.framing import Batch, LineFramer, LongLine
+from handleipc.framing import MAX_ENDS, Batch, LineFramer, LongLine
 
 __all__ = [
     "KIND_FIFO",
@@ -24,6 +24,7 @@ __all__ = [
     "Refused",
     "close_received",
     "descriptor_kind",
+    "discard",
     "exit_with_parent",
     "send_with_fds",
 ]
@@ -50,15 +51,16 @@ class Refused(enum.Enum):
     """Why ``send_with_fds`` wrote nothing, and what to wait for."""
 
     AGAIN = "until the socket is writable"
-    IN_FLIGHT = "for a while: too many descriptors in flight, or no memory"
+    IN_FLIGHT = "for a while: too many descriptors in flight"
+    NO_MEMORY = "for a while, or for ever: no memory for so much at once"
 
 
 _REFUSALS = {
     -errno.EAGAIN: Refused.AGAIN,
     -errno.EWOULDBLOCK: Refused.AGAIN,
     -errno.ETOOMANYREFS: Refused.IN_FLIGHT,
-    -errno.ENOBUFS: Refused.IN_FLIGHT,
-    -errno.ENOMEM: Refused.IN_FLIGHT,
+    -errno.ENOBUFS: Refused.NO_MEMORY,
+    -errno.ENOMEM: Refused.NO_MEMORY,
 }
 
 
@@ -116,6 +118,15 @@ def close_received(fd: int) -> None:
         raise OSError(-error, os.strerror(-error))
 
 
+def discard(*fds: int) -> None:
+    """Close descriptors that were received and that nobody is to get.
+
+    Whatever close(2) says of one: the number is free afterwards, and the others are closed too.
+    """
+    for fd in fds:
+        lib.hipc_close(fd)
+
+
 def exit_with_parent(signal: int, parent: int) -> None:
     """Have this process sent ``signal`` when the thread that started it ends.
 
@@ -140,8 +151,10 @@ class Receiver:
         had succeeded: libuv, for one, stops polling a socket that reported an error.
         """
 
-    def receive(self, fd: int, budget: int = READ_BUDGET) -> Batch:
+    def receive(self, fd: int, budget: int = READ_BUDGET, lines: int = MAX_ENDS) -> Batch:
         """Read until the socket is empty or ``budget`` bytes have come; return the lines.
+
+        No more than ``lines`` of them: the rest stays in the buffer, and ``must_go_on`` is set.
 
         Afterwards ``drained`` says whether the socket was empty, ``at_eof`` whether it has ended.
 
@@ -152,6 +165,7 @@ class Receiver:
         framer = self._framer
         self.must_go_on = False
         framer.shrink()
+        framer.reader.max_ends = lines
         outcome = _hipc_receive(fd, framer.reader, budget)
         if outcome < 0:
             raise OSError(-outcome, os.strerror(-outcome))

@@ -4,6 +4,12 @@ A handle is given only when its acknowledgement is in the kernel: at every momen
 and never both. What is acknowledged together makes one *chunk*, which waits for the control stage
 that says so; everything behind it waits too, since order is kept. With nothing to wait for, a
 message is ready at once.
+
+Acknowledging ahead of the application is earned by reading, since a process that is killed takes
+with it what it acknowledged and had not taken: nothing before the first reader; then one handle;
+twice as much each time a reader finds nothing ready; back to one when all of it was left lying for
+a turn. While something here waits for the peer, ``ready`` at once: two ends that each wait for the
+other to take a handle before they read must not hang.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from typing import Any
 
 from handleipc.typing import JSON
 
-__all__ = ["Deliveries", "Internal", "Received"]
+__all__ = ["MESSAGE_COST", "Deliveries", "Internal", "Received"]
 
 Received = tuple[JSON, Any]
 """A message as the application gets it, with its handle or None."""
@@ -44,34 +50,50 @@ class _Chunk:
             self.has_internal = True
 
 
+# What a message takes in memory beside its bytes, for the sake of limits: a tuple, a small object,
+# places in two deques.
+MESSAGE_COST = 256
+
+
 class Deliveries:
     """The messages of one direction that are acknowledged and not yet taken.
 
     Args:
-        limit: acknowledged handles that may wait, if nobody takes them at once.
+        ready: descriptors of acknowledged handles that may wait, if nobody takes them at once.
     """
 
     __slots__ = (
         "_chunk",
+        "_heavy",
         "_passed",
+        "_ready",
         "_refilling",
         "_sizes",
         "_staged",
         "_staged_chunks",
-        "_waiting_handles",
+        "_took_handles",
+        "_was_taken",
         "bytes",
         "bytes_taken",
         "bytes_waiting",
         "failed",
         "holds_back",
-        "limit",
+        "is_awaited",
+        "pace",
         "ready",
+        "takes_all",
         "urgent",
+        "waiting_descriptors",
     )
 
-    def __init__(self, limit: int) -> None:
-        self.limit: int | None = limit
-        """None while a listener takes them at once."""
+    def __init__(self, ready: int) -> None:
+        self._ready = max(1, ready)
+        self.pace = 0
+        """Descriptors that may be acknowledged ahead: 0 before the first reader."""
+        self.takes_all = False
+        """Whether somebody takes everything as soon as it is ready: a listener, or ``batches``."""
+        self.is_awaited = False
+        """Whether something of ours waits for the peer, which may wait for us to take a handle."""
         self.holds_back = True
         """Whether plain messages wait for a reader; internal ones then overtake them. To be set by
         ``hold_back``."""
@@ -85,8 +107,12 @@ class Deliveries:
         self.bytes_waiting = 0
         """Behind acknowledgements that the kernel does not have yet."""
         self.bytes_taken = 0
-        self._waiting_handles = 0
+        self.waiting_descriptors = 0
+        """Of acknowledged handles that nobody has taken."""
+        # How many descriptors a handle has, by its id, of those that have more than one.
+        self._heavy: dict[int, int] = {}
         self._refilling = True
+        self._was_taken = self._took_handles = False
         # Of the next control stage, and of those that the kernel does not have yet.
         self._chunk = _Chunk()
         self._staged_chunks: deque[_Chunk] = deque()
@@ -100,6 +126,14 @@ class Deliveries:
         return self.bytes + self.bytes_waiting
 
     @property
+    def cost(self) -> int:
+        """What it takes in memory, about: small messages take many times their bytes."""
+        count = len(self.ready) + len(self.urgent) + len(self._chunk.messages)
+        for chunk in self._staged_chunks:
+            count += len(chunk.messages)
+        return self.bytes + self.bytes_waiting + MESSAGE_COST * count
+
+    @property
     def _last_chunk(self) -> _Chunk | None:
         """What the next message stands behind; None if it need not wait."""
         if self._chunk.messages:
@@ -108,21 +142,43 @@ class Deliveries:
 
     # -- in --------------------------------------------------------------------------------------
 
-    def may_add_handle(self) -> bool:
-        """Say whether one more handle may be acknowledged now.
+    def may_add_handle(self, descriptors: int = 1) -> bool:
+        """Say whether one more handle, of so many descriptors, may be acknowledged now.
 
-        Refilled from half on, so that acknowledgements go in batches.
+        Refilled from half on, so that acknowledgements go in batches. One that is larger than what
+        is allowed passes alone.
         """
-        limit = self.limit
-        if limit is None:
+        if self.takes_all:
             return True
-        if self._refilling:
-            self._refilling = self._waiting_handles < limit
-        else:
-            self._refilling = self._waiting_handles <= limit // 2
+        limit = self._ready if self.is_awaited else self.pace
+        waiting = self.waiting_descriptors
+        if not waiting:
+            self._refilling = limit > 0
+        elif self._refilling or waiting <= limit // 2:
+            self._refilling = waiting + descriptors <= limit
         return self._refilling
 
-    def add_handle(self, received: Received, size: int) -> None:
+    def reader_came(self) -> None:
+        """Somebody reads: from now on one handle may be acknowledged ahead."""
+        self.pace = self.pace or 1
+
+    def found_nothing(self) -> None:
+        """A reader that has taken handles found nothing ready: twice as much may be."""
+        if self._took_handles:
+            self._took_handles = False
+            self.pace = min(2 * self.pace, self._ready)
+
+    def turn_ended(self, *, is_waited_for: bool) -> None:
+        """A turn of the loop has ended: what nobody took for a whole one was too much.
+
+        Args:
+            is_waited_for: a reader waits, and takes it as soon as it runs.
+        """
+        if self.waiting_descriptors and not (self._was_taken or is_waited_for) and self.pace > 1:
+            self.pace = 1
+        self._was_taken = False
+
+    def add_handle(self, received: Received, size: int, descriptors: int = 1) -> None:
         """Add a handle whose acknowledgement goes with the next control stage."""
         chunk = self._chunk
         chunk.messages.append(received)
@@ -131,7 +187,9 @@ class Deliveries:
             chunk.has_internal = True
         self.bytes_waiting += size
         if received[1] is not None:  # a conversion may make nothing of a handle
-            self._waiting_handles += 1
+            self.waiting_descriptors += descriptors
+            if descriptors > 1:
+                self._heavy[id(received[1])] = descriptors
 
     def add_plain(self, received: Received, size: int) -> None:
         """Add a message, behind the acknowledgements before it."""
@@ -228,8 +286,11 @@ class Deliveries:
     def _taken(self, received: Received, size: int) -> Received:
         self.bytes -= size
         self.bytes_taken += size
-        if received[1] is not None:
-            self._waiting_handles -= 1
+        self._was_taken = True
+        handle = received[1]
+        if handle is not None:
+            self._took_handles = True
+            self.waiting_descriptors -= self._heavy.pop(id(handle), 1) if self._heavy else 1
         return received
 
     def take_ready(self) -> list[Received]:
@@ -240,10 +301,15 @@ class Deliveries:
         self._sizes.clear()
         self.bytes -= size
         self.bytes_taken += size
+        self._was_taken = self._took_handles = True
+        heavy = self._heavy
         if self.settled and not self.urgent:
-            self._waiting_handles = 0
+            self.waiting_descriptors = 0
+            heavy.clear()
         else:
-            self._waiting_handles -= sum(handle is not None for _, handle in taken)
+            for _, handle in taken:
+                if handle is not None:
+                    self.waiting_descriptors -= heavy.pop(id(handle), 1)
         return taken
 
     # -- ends ------------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ COMMAND_NATIVE = "NODE_HANDLEIPC"
 ACK = b'{"cmd":"NODE_HANDLE_ACK"}\n'
 NACK = b'{"cmd":"NODE_HANDLE_NACK"}\n'
 
-# Levels that an envelope of either dialect adds around a message.
-ENVELOPE_DEPTH = 2
+# Levels that the envelope of the native dialect adds around a message.
+ENVELOPE_DEPTH = 1
 # A handle of Node that is sent again has one more envelope around it than usual.
 NODE_ENVELOPE_DEPTH = 4
 
@@ -102,7 +102,7 @@ class Control(msgspec.Struct):
 
     native: _Count = 0
     ack: _Count | None = None
-    handles: _Count = 0
+    descriptors: _Count = 0
     bytes: _Count = 0
     refuse: list[tuple[_Sequence, _Sequence, str]] = []
     again: tuple[_Sequence, _Sequence] | None = None

@@ -6,7 +6,8 @@
     ├── NoChannel               this process was not started with a channel
     ├── ChannelClosed           you closed it
     │   └── ChannelBroken       the outside did (also a ConnectionError)
-    ├── ChannelBusy             two consumers at once, or nobody who reads
+    ├── ForkedCopy              it belongs to the process this one was forked from
+    ├── ChannelBusy             two consumers at once, another loop's, or nobody who reads
     ├── ChannelFull             more queued than Limits allows
     ├── WorkerExited            the child process ended
     ├── ProtocolError
@@ -17,6 +18,7 @@
     ├── HandleError
     │   ├── UnsupportedHandle   this object cannot be sent
     │   ├── HandleNotDelivered  it did not arrive, and is yours again
+    │   ├── HandleInDoubt       nobody can say whether it arrived; our copy is closed
     │   └── DescriptorReleased  the descriptor is closed, detached or on its way
     └── MessageNotSerializable  not a JSON value (also a TypeError)
 
@@ -26,14 +28,18 @@ standard library raises for a wrong argument, is a bug: please report it.
 
 from __future__ import annotations
 
+import signal as signals
+
 __all__ = [
     "ChannelBroken",
     "ChannelBusy",
     "ChannelClosed",
     "ChannelFull",
     "DescriptorReleased",
+    "ForkedCopy",
     "HandleError",
     "HandleIPCError",
+    "HandleInDoubt",
     "HandleNotDelivered",
     "LineTooLong",
     "LocalProtocolError",
@@ -63,11 +69,51 @@ class ChannelBroken(ChannelClosed, ConnectionError):
     """The channel was ended by the outside: the peer closed it, died, or broke the protocol.
 
     A ``ChannelClosed`` too, for programs that only ask whether the channel still works.
+
+    Attributes:
+        exit_code: of a child process that has ended: its exit code, or None.
+        signal: the number of the signal that ended it, or None.
+        opened: whether the peer had said anything, which a handleipc peer does as soon as it
+            opens its channel.
     """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        opened: bool = True,
+    ) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+        self.signal = signal
+        self.opened = opened
+
+    def __str__(self) -> str:
+        # As an OSError of one argument it would print the tuple that it keeps.
+        return str(self.args[0])
+
+
+class ForkedCopy(HandleIPCError):
+    """This object belongs to the process that the present one was forked from (fork(2)).
+
+    A forked copy writes, shuts down, unlinks and reaps nothing. It may start channels of its own.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} belongs to the process that this one was forked from with fork(2), and only"
+            " that one may use it: start a channel of this process's own with handleipc.fork or"
+            " spawn, or fork before the channel is opened"
+        )
 
 
 class ChannelBusy(HandleIPCError):
-    """Two consumers want the same message, or a wait needs somebody to read who does not."""
+    """Two consumers want the same message, another event loop has it, or nobody reads.
+
+    The text says which, and what to do.
+    """
 
 
 class ChannelFull(HandleIPCError):
@@ -78,19 +124,35 @@ class WorkerExited(HandleIPCError):
     """The child process ended.
 
     Attributes:
-        code: its exit code, or None if a signal ended it.
+        code: its exit code; None if a signal ended it, or if nobody could learn it.
         signal: the number of that signal, or None.
+        opened: whether it had said anything on its channel.
     """
 
-    def __init__(self, code: int | None, signal: int | None) -> None:
+    def __init__(self, code: int | None, signal: int | None, *, opened: bool = True) -> None:
         super().__init__(code, signal)
         self.code = code
         self.signal = signal
+        self.opened = opened
 
     def __str__(self) -> str:
         if self.signal is not None:
-            return f"the child process was ended by signal {self.signal}"
-        return f"the child process exited with code {self.code}"
+            how = f"was ended by signal {self.signal}{_signal_name(self.signal)}"
+        elif self.code is not None:
+            how = f"exited with code {self.code}"
+        else:
+            how = "ended (exit status unknown: somebody else reaped it, or SIGCHLD is ignored)"
+        return f"the child process {how}{'' if self.opened else NEVER_OPENED}"
+
+
+NEVER_OPENED = " and never opened its channel (its own output says why, if anything does)"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f" ({signals.Signals(number).name})"
+    except ValueError:
+        return ""
 
 
 class ProtocolError(HandleIPCError):
@@ -133,11 +195,12 @@ class UnsupportedHandle(HandleError, TypeError):
 
 
 class HandleNotDelivered(HandleError):
-    """The handle did not reach the peer's application.
+    """The handle did not reach the peer's application, and is yours again.
+
+    After the end of the channel its ``__cause__`` is the ``ChannelBroken`` or ``ChannelClosed``.
 
     Attributes:
-        handle: the object given to ``send``, usable again, unless ``reason`` begins with
-            ``in doubt`` (then this end's copy is closed, since the peer may own it).
+        handle: the object given to ``send``, usable again.
         reason: why, in words.
     """
 
@@ -147,7 +210,26 @@ class HandleNotDelivered(HandleError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the handle was not delivered: {self.reason}"
+        return f"the handle was not delivered, and is yours again: {self.reason}"
+
+
+class HandleInDoubt(HandleError):
+    """The channel ended before anybody could learn whether the handle had arrived.
+
+    The peer may own it, and lives; two owners are worse than none, so our copy is closed.
+
+    Attributes:
+        handle: the object given to ``send``; it owns nothing any more.
+        reason: why the channel ended, in words.
+    """
+
+    def __init__(self, handle: object, reason: str) -> None:
+        super().__init__(handle, reason)
+        self.handle = handle
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the handle may have been delivered, and our copy is closed: {self.reason}"
 
 
 class DescriptorReleased(HandleError, ValueError):

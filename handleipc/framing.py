@@ -18,7 +18,7 @@ from handleipc.exceptions import LineTooLong, LocalProtocolError
 if TYPE_CHECKING:
     from handleipc._core import CData
 
-__all__ = ["Batch", "DescriptorSet", "LineFramer", "LongLine", "nests_deeper"]
+__all__ = ["MAX_ENDS", "Batch", "DescriptorSet", "LineFramer", "LongLine", "nests_deeper"]
 
 _hipc_nests_deeper = lib.hipc_nests_deeper
 

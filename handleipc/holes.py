@@ -11,6 +11,7 @@ Asking is a pull: only the receiver knows when there is room, so the sender keep
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 
 from handleipc.exceptions import RemoteProtocolError
@@ -28,7 +29,10 @@ DENIED_AFTER = 3
 
 @dataclasses.dataclass(slots=True)
 class HeldLine:
-    """A line in stream order. ``sequence`` is 0 for plain messages; ``fds`` None while missing."""
+    """A line in stream order. ``sequence`` is 0 for plain messages; ``fds`` None while missing.
+
+    A handle of the node dialect has descriptors and no number.
+    """
 
     size: int
     message: JSON = None
@@ -61,13 +65,18 @@ class Holes:
         self._asked = 0
         self._tries = 0
         self._denied = 0
-        self._since = 0.0
+        # One clock for an outage, however many handles are lost in it: when it began, and when the
+        # lack of a slot was last seen.
+        self._since = self._seen = -math.inf
 
     def open(self, line: HeldLine) -> None:
-        """This handle is the first that lacks descriptors."""
+        """Take this handle as the first that lacks descriptors."""
         self.first = line
         self._tries = self._denied = 0
-        self._since = self._system.clock()
+        now = self._system.clock()
+        if now - self._seen > self._limits.retry_time:
+            self._since = now
+        self._seen = now
         self._arm()
 
     def next(self) -> None:
@@ -95,6 +104,7 @@ class Holes:
         if hole is not None and hole.sequence == sequence:
             if fds is not None:
                 hole.fds, hole.kinds = fds, kinds
+                self._seen = -math.inf
                 self.next()
                 return True
             self._denied += 1
@@ -120,7 +130,8 @@ class Holes:
             self.ask = (hole.sequence, count)
             self._asked = count
             return None
-        if self._system.clock() - self._since >= self._limits.retry_time:
+        self._seen = self._system.clock()
+        if self._seen - self._since >= self._limits.retry_time:
             return "descriptors"
         self._arm()
         return None

@@ -10,60 +10,29 @@ A handle goes through three queues::
     ready      the application's to take
 
 Acknowledging before giving, and giving only what is acknowledged, leaves no moment in which both
-ends own a handle, or neither.
+ends own a handle, or neither. Handles have numbers; what is granted and counted is descriptors,
+which is what a process runs out of.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from handleipc import envelope
-from handleipc.codec import DECODE_ERRORS
-from handleipc.deliveries import Deliveries, Internal, Received
-from handleipc.exceptions import HandleError, MalformedEnvelope, RemoteProtocolError
-from handleipc.framing import Batch
+from handleipc.deliveries import MESSAGE_COST, Deliveries, Internal, Received
+from handleipc.exceptions import HandleError, RemoteProtocolError
+from handleipc.grants import Grants
 from handleipc.holes import HeldLine, Holes
 from handleipc.limits import Limits
 from handleipc.pairing import Pairing
+from handleipc.receiving import Check, Convert, Direct, Invitation, Refusal, accept_any
 from handleipc.replies import Replies
 from handleipc.system import System
 from handleipc.typing import JSON, Options
 
-__all__ = ["Convert", "Direct", "Incoming", "Invitation", "Refusal"]
-
-Handle, Message = envelope.Handle, envelope.Message
-_decode, _decode_carefully = envelope.decode_line, envelope.decode_native
-
-# (tag, options, descriptors owned, their kinds) -> handle. Owns the descriptors whatever happens.
-Convert = Callable[[str, Options | None, list[int], list[int]], object]
-# (tag, kind) -> what makes a handle of one descriptor that came without options.
-Direct = Mapping[tuple[str, int], Callable[[int, int], object]]
-
-
-class Refusal(HandleError):
-    """A handle cannot become an object here.
-
-    Attributes:
-        code: ``kind`` or ``type``, as the wire spells it.
-    """
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(code, text)
-        self.code = code
-
-    def __str__(self) -> str:
-        return str(self.args[1])
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Invitation:
-    """What a parent tells its child about the native dialect before it starts."""
-
-    handles: int
-    bytes: int
+__all__ = ["Incoming"]
 
 
 class Incoming:
@@ -73,8 +42,9 @@ class Incoming:
         limits: the bounds of the channel.
         system: the clock, and the way to close descriptors.
         convert: makes a handle of descriptors, or raises ``Refusal``.
-        direct: the same for what has been found to be convertible without a question.
         gave: what an invitation granted from the start.
+        direct: as convert, for what has been found to be convertible without a question.
+        check: says of a handle that must wait whether it would be refused in any case.
     """
 
     def __init__(
@@ -82,37 +52,37 @@ class Incoming:
         limits: Limits,
         system: System,
         convert: Convert,
-        direct: Direct | None,
         gave: Invitation,
+        *,
+        direct: Direct | None = None,
+        check: Check | None = None,
     ) -> None:
         self._limits = limits
-        self._depth = limits.depth
         self._system = system
         self._convert = convert
         self._direct = direct if direct is not None else {}
+        self._check = check or accept_any
         self.on_internal: Callable[[Any], None] = lambda _: None
         """Called with each internal message when its line is read; it is delivered as well."""
         self.native = False
         self.closing = False
+        self.listens_internal = False
+        """Whether somebody waits for internal messages, which may stand behind unread others."""
         self.deliveries = Deliveries(limits.ready)
         self.pairing = Pairing(system.close)
         self._held: deque[HeldLine] = deque()
-        self._seen = 0
+        self._held_bytes = 0
         self.holes = Holes(limits, system, self._held)
 
         self.ready = self.deliveries.ready
         """Messages that the application may take."""
 
         # What is due to be said.
-        self.ack_out = 0
         self.replies = Replies(limits, system)
         self.refusals: list[list[object]] = []
         self.owes = False
 
-        self.bytes_in = 0
-        self.gave_handles = gave.handles
-        self.gave_bytes = gave.bytes
-        self._window = limits.window
+        self.grants = Grants(limits, gave.descriptors, gave.bytes)
         self.wants_more = False
         """Whether a local wait needs us to go on reading although nobody takes what comes."""
         self.errors: list[Exception] = []
@@ -128,8 +98,8 @@ class Incoming:
         received: Received = (message, None)
         if type(message) is dict and "cmd" in message and envelope.is_internal(message):
             received = Internal(received)
-        if self._held:
-            self._held.append(HeldLine(size, message))
+        if self._held and not (type(received) is Internal and self._may_overtake()):
+            self._hold(HeldLine(size, message))
         elif self.closing:
             self.deliveries.drop(size)
         else:
@@ -137,62 +107,21 @@ class Incoming:
         if type(received) is Internal:
             self.on_internal(message)
 
-    # -- lines of the native dialect -------------------------------------------------------------
+    def _may_overtake(self) -> bool:
+        """Say whether an internal message may pass what is held: handles that nobody takes yet.
 
-    def native_lines(
-        self, batch: Batch, index: int, command: Callable[[dict[str, Any], int, int], None]
-    ) -> None:
-        """Take the lines of a batch from number ``index`` on.
-
-        ``command`` is called with each that is for somebody else, its offset and its size.
-
-        Raises:
-            MalformedEnvelope, RemoteProtocolError: the peer broke the protocol.
+        Those are the sender's until then, and it counts them. A hole is not passed, nor another
+        internal message.
         """
-        view, offset, start = batch.view, batch.offset, batch.start_of(index)
-        depth, pairing, deliveries = self._depth, self.pairing, self.deliveries
-        sets = pairing.sets
-        run: list[Received] = []
-        sizes: list[int] = []
-        at_once = self.takes_runs
-        line: envelope.NativeLine
-        try:
-            for end in batch.ends[index:]:
-                if sets:
-                    pairing.check_claimed(offset + start)
-                raw, size = view[start : end - 1], end - start
-                try:
-                    # A line this short cannot be nested too deep.
-                    line = _decode(raw) if size <= depth else _decode_carefully(raw, depth)
-                except DECODE_ERRORS:
-                    line = _decode_carefully(raw, depth)
-                kind = type(line)
-                if kind is Message:
-                    message = line.message  # type: ignore[union-attr]
-                    self._count_bytes(size)
-                    if at_once and not (type(message) is dict and "cmd" in message):
-                        run.append((message, None))
-                        sizes.append(size)
-                        start = end
-                        continue
-                if run:
-                    deliveries.add_run(run, sizes)
-                if kind is Handle:
-                    self.handle(line, size)  # type: ignore[arg-type]
-                elif kind is Message:
-                    self.message(message, size)
-                elif isinstance(line, envelope.DescriptorCount):
-                    self.descriptor_count(line, offset + start)
-                elif isinstance(line, envelope.Again):
-                    self.again(line)
-                elif envelope.is_command(line):
-                    command(line, offset + start, size)  # type: ignore[arg-type]
-                else:
-                    raise MalformedEnvelope("the peer sent an object that is no command")
-                start, at_once = end, self.takes_runs
-        finally:
-            if run:
-                deliveries.add_run(run, sizes)
+        first = self._held[0]
+        return (
+            self.listens_internal
+            and first.fds is not None
+            and not first.is_refused
+            and not any(envelope.is_internal(item.message) for item in self._held)
+        )
+
+    # -- lines of the native dialect -------------------------------------------------------------
 
     def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
         """Take ``[1,n]``: claim the front set.
@@ -202,7 +131,7 @@ class Incoming:
                 not used up.
         """
         if self.pairing.declare(line.count, at):
-            self._window = max(1, self._window // 2)
+            self.grants.lost_some()
 
     def handle(self, line: envelope.Handle, size: int) -> None:
         """Take ``[2,...]``, the line of a handle.
@@ -210,18 +139,12 @@ class Incoming:
         Raises:
             RemoteProtocolError: its number is out of order or beyond the grant.
         """
-        sequence = line.sequence
-        if sequence != self._seen + 1:
-            raise RemoteProtocolError(f"the peer sent handle {sequence} after {self._seen}")
-        if sequence > self.gave_handles:
-            raise RemoteProtocolError(
-                f"the peer sent handle {sequence}, and was granted {self.gave_handles}"
-            )
-        self._seen = sequence
-        self._count_bytes(size)
+        sequence, count = line.sequence, line.fds
+        self.grants.take_handle(sequence, count)
+        self.grants.take_bytes(size)
         # Nothing is in the way: the rule.
-        if not (self._held or self.closing) and self.deliveries.may_add_handle():
-            if line.fds == 1 and line.options is None:
+        if not (self._held or self.closing) and self.deliveries.may_add_handle(count):
+            if count == 1 and line.options is None:
                 fd, fd_kind = self.pairing.claim_one()
                 make = self._direct.get((line.tag, fd_kind))
                 if make is not None and fd >= 0:
@@ -231,27 +154,34 @@ class Incoming:
                     if type(message) is dict and "cmd" in message:
                         received = _received(*received)
                     self.deliveries.add_handle(received, size)
-                    self.ack_out = sequence
-                    self.owes = True
+                    self._acknowledge(sequence, 1)
                     return
                 fds, kinds = ([fd], [fd_kind]) if fd >= 0 else (None, [])
             else:
-                fds, kinds = self.pairing.claim(line.fds)
+                fds, kinds = self.pairing.claim(count)
             if fds is not None:
-                self._release_handle(line, size, fds, kinds)
+                self._release_handle(line, count, size, fds=fds, kinds=kinds)
                 return
         else:
-            fds, kinds = self.pairing.claim(line.fds)
-        item = HeldLine(size, line.message, sequence, line.fds, line.tag, line.options, fds, kinds)
-        self._held.append(item)
+            fds, kinds = self.pairing.claim(count)
+        item = HeldLine(size, line.message, sequence, count, line.tag, line.options, fds, kinds)
+        self._hold(item)
         if self.closing:
             self._refuse(item, "closing")
+        elif (refusal := self._check(line.tag, count)) is not None:
+            # What can never be taken is not worth a place in the table until its turn comes.
+            self.errors.append(refusal)
+            self._refuse(item, refusal.code)
         elif self.holes.first is not None:
             # Kept, they would occupy the slots that the hole needs.
             self._close(fds)
             item.fds = None
         elif fds is None:
             self.holes.open(item)
+
+    def _hold(self, item: HeldLine) -> None:
+        self._held.append(item)
+        self._held_bytes += item.size
 
     def again(self, line: envelope.Again) -> None:
         """Take ``[3,s,f]``: descriptors we asked for.
@@ -266,14 +196,6 @@ class Incoming:
         finally:
             if not used:
                 self._close(fds)
-
-    def _count_bytes(self, size: int) -> None:
-        # A counted line may start while bytes sent < granted, so one line may overshoot.
-        if self.bytes_in >= self.gave_bytes:
-            raise RemoteProtocolError(
-                f"the peer sent {self.bytes_in} bytes, and was granted {self.gave_bytes}"
-            )
-        self.bytes_in += size
 
     # -- lines of the node dialect ---------------------------------------------------------------
 
@@ -301,15 +223,29 @@ class Incoming:
             else:
                 self._reject(f"the peer sent a handle with {len(found.fds)} descriptors")
             return
+        self._hold(HeldLine(size, message, 0, 1, tag, options, found.fds, found.kinds))
+        self.replies.postponed += 1
+        self._drain_held()
+
+    def _release_node_handle(self, item: HeldLine) -> bool:
+        """Acknowledge a handle at its arrival, as Node does; but no more than a window of them.
+
+        The peer sends no other before its ACK, and reading goes on meanwhile.
+        """
+        fds = item.fds
+        assert fds is not None
+        deliveries = self.deliveries
+        if deliveries.waiting_descriptors >= self._limits.window and not deliveries.takes_all:
+            return False
         try:
-            handle = self._convert(tag, options, found.fds, found.kinds)
+            handle = self._convert(item.tag, item.options, fds, item.kinds)
         except Refusal as refusal:
             self._reject(str(refusal), refusal)
-            return
-        # One queue with the plain messages, so that order holds; node acks at arrival.
-        self._drain_held()
-        self.replies.ack()
-        self.deliveries.add_handle(_received(message, handle), size)
+        else:
+            self.replies.ack()
+            deliveries.add_handle(_received(item.message, handle), item.size)
+        self.replies.postponed -= 1
+        return True
 
     def on_nack_time(self) -> None:
         """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
@@ -363,22 +299,44 @@ class Incoming:
         """Whether lines wait: for descriptors, or for room among what is acknowledged."""
         return bool(self._held)
 
+    @property
+    def cost(self) -> int:
+        """What all that was not taken is counted for, in bytes of memory."""
+        return self.deliveries.cost + self._held_bytes + MESSAGE_COST * len(self._held)
+
+    @property
+    def waits_for_a_reader(self) -> bool:
+        """Whether a handle of the peer waits for nothing but that others are taken."""
+        return bool(
+            self._held and self._held[0].fds is not None and self.deliveries.waiting_descriptors
+        )
+
     def _drain_held(self) -> None:
         held = self._held
         while held:
             item = held[0]
-            if not item.sequence:
-                held.popleft()
-                self._release_plain(item)
-            elif item.is_refused:
-                held.popleft()
-                self.deliveries.drop(item.size)
-                self._acknowledge(item.sequence)
-            elif item.fds is None or not self.deliveries.may_add_handle():
+            if item.is_refused:
+                if item.sequence:
+                    self.deliveries.drop(item.size)
+                    self._acknowledge(item.sequence, item.n_fds)
+            elif not item.sequence:
+                if item.fds is None:
+                    self._release_plain(item)
+                elif not self._release_node_handle(item):
+                    return
+            elif item.fds is None or not self._may_release(item):
                 return
             else:
-                held.popleft()
-                self._release_handle(item, item.size, item.fds, item.kinds)
+                self._release_handle(item, item.n_fds, item.size, fds=item.fds, kinds=item.kinds)
+            held.popleft()
+            self._held_bytes -= item.size
+
+    def _may_release(self, item: HeldLine) -> bool:
+        """Say whether a whole handle at the head may be acknowledged now."""
+        if self.deliveries.may_add_handle(item.n_fds):
+            return True
+        # An internal one has a reader of its own, who takes it at once.
+        return self.listens_internal and envelope.is_internal(item.message)
 
     def _release_plain(self, item: HeldLine) -> None:
         if self.closing:
@@ -387,52 +345,53 @@ class Incoming:
             self.deliveries.add_plain(_received(item.message, None), item.size)
 
     def _release_handle(
-        self, line: envelope.Handle | HeldLine, size: int, fds: list[int], kinds: list[int]
+        self,
+        line: envelope.Handle | HeldLine,
+        count: int,
+        size: int,
+        *,
+        fds: list[int],
+        kinds: list[int],
     ) -> None:
+        sequence = line.sequence
         try:
             handle = self._convert(line.tag, line.options, fds, kinds)
         except Refusal as refusal:
             self.errors.append(refusal)
-            self._refuse_sequence(line.sequence, refusal.code)
+            self._refuse_sequence(sequence, refusal.code)
             self.deliveries.drop(size)
         else:
-            self.deliveries.add_handle(_received(line.message, handle), size)
-        self._acknowledge(line.sequence)
+            self.deliveries.add_handle(_received(line.message, handle), size, count)
+        self._acknowledge(sequence, count)
 
-    def _acknowledge(self, sequence: int) -> None:
-        self.ack_out = sequence
+    def _acknowledge(self, sequence: int, count: int) -> None:
+        self.grants.done(sequence, count)
         self.owes = True
 
     # -- what to say -----------------------------------------------------------------------------
 
-    def grants(self) -> tuple[int, int]:
-        """Return how far the peer may number handles and send bytes, as of now."""
-        limits = self._limits
-        # A closing end stores nothing more, and crossing disconnects must not wait for credit.
-        base = self.bytes_in if self.closing else self.deliveries.bytes_taken
-        size = limits.held_hard if self.wants_more else limits.bytes
-        return max(self.gave_handles, self.ack_out + self._window), max(
-            self.gave_bytes, base + size
-        )
+    @property
+    def _granted_from(self) -> int:
+        """The bytes that count as taken, when more is to be granted."""
+        # A closing end stores nothing more, and crossing disconnects must not wait for credit. And
+        # while a local wait depends on what comes, it may come, as long as it can be held.
+        if self.closing or (self.wants_more and self.cost < self._limits.held_hard):
+            return self.grants.bytes_in
+        return self.deliveries.bytes_taken
 
     @property
     def grant_due(self) -> bool:
-        """Whether enough bytes became free to be worth a line (native-dialect rule 6.4)."""
-        base = self.bytes_in if self.closing else self.deliveries.bytes_taken
-        size = self._limits.held_hard if self.wants_more else self._limits.bytes
-        return base + size - self.gave_bytes >= max(1, self._limits.bytes // 2)
+        """Whether enough bytes became free to be worth a line."""
+        return self.grants.is_due(self._granted_from)
 
     def take_control(self) -> dict[str, object]:
         """Return the fields of the control line that is due now, and count them as said."""
         fields: dict[str, object] = {}
         if self.refusals:
             fields["refuse"], self.refusals = self.refusals, []
-        handles, size = self.grants()
-        fields.update(ack=self.ack_out, handles=handles, bytes=size)
+        fields.update(self.grants.say(self._granted_from))
         if self.holes.ask is not None:
             fields["again"], self.holes.ask = list(self.holes.ask), None
-        self._window = min(self._limits.window, self._window + 1)
-        self.gave_handles, self.gave_bytes = handles, size
         self.owes = False
         return fields
 
@@ -440,11 +399,19 @@ class Incoming:
 
     def close(self) -> None:
         """This end disconnects: refuse what is held and what still comes."""
-        self.closing = True
         for item in self._held:
-            if item.sequence and not item.is_refused:
+            if item.is_refused:
+                continue
+            if item.sequence:
                 self._refuse(item, "closing")
+            elif item.fds is not None:
+                self._close(item.fds)
+                item.fds, item.is_refused = None, True
+                self.replies.postponed -= 1
+                self.replies.nack()
         self.holes.close()
+        self._drain_held()  # messages among them have arrived, and stay readable
+        self.closing = True
         self.replies.close()
 
     @property
@@ -465,15 +432,14 @@ class Incoming:
             whole = whole and (not item.sequence or item.fds is not None)
             self._settle_held(item, whole)
         self._held.clear()
+        self._held_bytes = 0
         self.pairing.close()
         self.holes.close()
         self.replies.nack_at = None
 
     def _settle_held(self, item: HeldLine, deliver_handle: bool) -> None:
         handle = None
-        if item.sequence:
-            if item.fds is None:
-                return
+        if item.fds is not None:
             if not deliver_handle:
                 self._close(item.fds)
                 return
@@ -482,6 +448,8 @@ class Incoming:
             except Refusal as refusal:
                 self.errors.append(refusal)
                 return
+        elif item.sequence:
+            return
         if not self.closing:
             self.deliveries.add_plain(_received(item.message, handle), item.size)
 

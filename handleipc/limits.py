@@ -25,21 +25,35 @@ def _default_in_flight() -> int:
     return descriptor_limit() // 2
 
 
+def _default_high_water() -> int:
+    return max(8, min(1024, descriptor_limit() // 4))
+
+
+def _default_low_water() -> int:
+    return _default_high_water() // 4
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
     """The bounds of one channel. Times are seconds, sizes bytes unless said otherwise.
+
+    What is said to count handles counts their descriptors, of which one handle may have up to 253:
+    descriptors are what a process runs out of.
 
     Raises:
         ValueError: a limit is negative, or a low-water mark lies above its high-water mark.
     """
 
     window: int = dataclasses.field(default_factory=_default_window)
-    """Unacknowledged handles granted to a native peer: min(256, RLIMIT_NOFILE / 8), at least 4.
-    One slow peer takes an eighth of the table; 256 covers a 1 ms round trip at 250,000 a second."""
+    """Unacknowledged descriptors granted to a native peer, and taken from a node-dialect peer
+    before its ACK waits for the application: min(256, RLIMIT_NOFILE / 8), at least 4. One slow peer
+    takes an eighth of the table; 256 covers a 1 ms round trip at 250,000 a second. A single handle
+    with more descriptors than this passes alone."""
 
     ready: int = 32
-    """Acknowledged handles that may wait until the application takes them. The most that a kill
-    can swallow; with 0, two programs that each await ``send(handle)`` before reading would hang."""
+    """Acknowledged descriptors that may wait until the application takes them, in the native
+    dialect: the most that a kill can swallow. Acknowledging ahead is earned by reading, from 1 up
+    to this. A single handle with more passes alone."""
 
     set_size: int = 64
     """Descriptors per ``sendmsg``, at most 253: 90 % of the gain of 253, and a loss costs less."""
@@ -60,7 +74,7 @@ class Limits:
     queued."""
 
     queued_handles: int = 131_072
-    """Handles waiting to be acknowledged; above, ``ChannelFull``. 100,000 at once must fit."""
+    """Descriptors waiting to be acknowledged; above, ``ChannelFull``. 100,000 at once must fit."""
 
     high_water_bytes: int = 128 * KIB
     """Queued bytes from which ``send_nowait`` returns False (Node's own mark)."""
@@ -68,25 +82,30 @@ class Limits:
     low_water_bytes: int = 32 * KIB
     """Queued bytes at which ``drain()`` returns."""
 
-    high_water_handles: int = 1024
-    """Handles not yet acknowledged from which ``send_nowait`` returns False: four windows."""
+    high_water_handles: int = dataclasses.field(default_factory=_default_high_water)
+    """Descriptors not yet acknowledged from which ``send_nowait`` returns False:
+    min(1024, RLIMIT_NOFILE / 4), two windows or more. Each is open here until its acknowledgement,
+    so the table must not be full before ``drain()`` waits."""
 
-    low_water_handles: int = 256
-    """Handles not yet acknowledged at which ``drain()`` returns: one window stays in flight."""
+    low_water_handles: int = dataclasses.field(default_factory=_default_low_water)
+    """Descriptors not yet acknowledged at which ``drain()`` returns: a quarter of the high mark."""
 
     held_messages: int = 16_384
-    """Messages held while nobody reads; above, reading from a node-dialect peer pauses."""
+    """Messages held while nobody reads; above, reading from a node-dialect peer pauses, and a
+    native one is granted nothing more."""
 
     held_bytes: int = 1 * MIB
-    """Bytes of messages held while nobody reads; above, reading pauses likewise."""
+    """Bytes of messages held while nobody reads; above, reading from a node-dialect peer pauses."""
 
     held_hard: int = 64 * MIB
-    """Bytes held at most while a local send, flush or disconnect waits; then the waiter gets
-    ``ChannelBusy``. Two ends that both send before they read meet here, not in a deadlock."""
+    """Bytes held at most while a local send, flush or disconnect waits, or an internal message is
+    listened for; then the waiter gets ``ChannelBusy``. Each message counts for 256 bytes more than
+    its line, which is about what it takes in memory. Two ends that both send before they read meet
+    here, not in a deadlock."""
 
     node_hard: int = 64 * MIB
     """Bytes held at most while a handle of ours is unanswered, since the answer may be behind
-    them; and bytes held at most behind an answer of ours that cannot leave."""
+    them; and bytes held at most behind an answer of ours that cannot leave. Counted likewise."""
 
     node_replies: int = 64
     """Replies a node-dialect peer may owe its attention to before it breaks the protocol: Node
@@ -99,8 +118,8 @@ class Limits:
     """Times a peer may ask for the descriptors of one handle again."""
 
     in_flight: int = dataclasses.field(default_factory=_default_in_flight)
-    """Unacknowledged handles of all channels of this process up to which this one may add to them:
-    RLIMIT_NOFILE / 2. The kernel counts per user; this leaves half to others."""
+    """Unacknowledged descriptors of all channels of this process up to which this one may add to
+    them: RLIMIT_NOFILE / 2. The kernel counts per user; this leaves half to others."""
 
     ask_delay: float = 0.001
     """First pause before asking again for lost descriptors, doubling up to ``ask_delay_max``."""
@@ -109,8 +128,9 @@ class Limits:
     """Longest such pause."""
 
     retry_time: float = 5.0
-    """How long a handle whose descriptors found no free slot is asked for before it is refused:
-    EMFILE is short, or an outage."""
+    """How long a shortage is waited out: no free slot for the descriptors of a handle (EMFILE is
+    short, or an outage; all handles lost in one outage share this time), no memory for a write or
+    a read, or a local wait for a peer that waits for us to take its handles."""
 
     in_flight_delay: float = 0.001
     """First pause after ETOOMANYREFS, doubling up to ``in_flight_delay_max``: poll cannot tell."""
@@ -119,7 +139,8 @@ class Limits:
     """Longest such pause."""
 
     incomplete_timeout: float = 30.0
-    """How long half a line, or descriptors no line has claimed, may wait for the rest."""
+    """How long descriptors of a native peer whose line or set is unfinished may wait for another
+    byte; they wait ten times this in all, whatever comes. A Node peer may take any time."""
 
     hello_timeout: float = 10.0
     """How long a handle that only handleipc can receive waits for the peer's first line."""

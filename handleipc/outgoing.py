@@ -36,7 +36,7 @@ __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
 # One stage spells this much; a longer line ends its stage, and is not copied into it.
 STAGE_BYTES = 64 * 1024
 SET_MAX = 253
-QUEUED, STAGED = EntryState.QUEUED, EntryState.STAGED
+QUEUED, STAGED, SENT = EntryState.QUEUED, EntryState.STAGED, EntryState.SENT
 NET_SOCKET = "net.Socket"
 # What spelling adds to a plain message, in node and in native.
 PLAIN_BYTES = [len(envelope.spell_message(b"", native)) for native in (False, True)]
@@ -50,11 +50,11 @@ class Outgoing:
     Args:
         limits: the bounds of the channel.
         system: the clock and the process-wide budget.
-        may_handles, may_bytes: what an invitation granted from the start.
+        may_descriptors, may_bytes: what an invitation granted from the start.
     """
 
     def __init__(
-        self, limits: Limits, system: System, may_handles: int = 0, may_bytes: int = 0
+        self, limits: Limits, system: System, may_descriptors: int = 0, may_bytes: int = 0
     ) -> None:
         self._limits = limits
         self._system = system
@@ -64,7 +64,7 @@ class Outgoing:
         self._above_water = False
         self._one_by_one = False
         """Whether the kernel refused a set, and the handle to blame is being looked for."""
-        self.window = Window(limits, may_handles, may_bytes)
+        self.window = Window(limits, may_descriptors, may_bytes)
         self.node = NodeSlot()
 
         self.stage: Stage | None = None
@@ -112,27 +112,21 @@ class Outgoing:
         return len(self.window) + (self.node.entry is not None)
 
     @property
-    def waiting_handles(self) -> int:
-        """Handles queued or not yet acknowledged."""
-        return self.queue.handles + len(self.window.unacked) + (self.node.entry is not None)
+    def waiting_descriptors(self) -> int:
+        """Descriptors of handles queued or not yet acknowledged."""
+        return self.queue.descriptors + self.window.descriptors_out + (self.node.entry is not None)
 
     def is_above_water(self) -> bool:
         """Say whether senders should wait: from the high-water mark until below the low one."""
-        queue, limits = self.queue, self._limits
+        limits = self._limits
         is_whole = self.stage is None and self.parked is None
-        size = queue.bytes if is_whole else self.unsent_bytes
-        handles = queue.handles + len(self.window.unacked) + (self.node.entry is not None)
+        size = self.queue.bytes if is_whole else self.unsent_bytes
+        waiting = self.waiting_descriptors
         if self._above_water:
-            self._above_water = size > limits.low_water_bytes or handles > limits.low_water_handles
-        elif size >= limits.high_water_bytes or handles >= limits.high_water_handles:
+            self._above_water = size > limits.low_water_bytes or waiting > limits.low_water_handles
+        elif size >= limits.high_water_bytes or waiting >= limits.high_water_handles:
             self._above_water = True
         return self._above_water
-
-    @property
-    def native_only_first(self) -> bool:
-        """Whether the next message to leave is a handle that waits for the peer to switch."""
-        head = self.queue.head()
-        return isinstance(head, Entry) and head.pending is not None and head.pending.native_only
 
     # -- stages ----------------------------------------------------------------------------------
 
@@ -145,14 +139,16 @@ class Outgoing:
             self._put_back(stage)
         if not self.native:
             return self._node_stage()
-        return self._resend_stage() if self.window.resend else self._native_stage()
+        return (self._answer_stage() if self.window.answers else None) or self._native_stage()
 
     def begun(self, stage: Stage) -> None:
         """The kernel took the first byte of this stage, and with it all its descriptors."""
         stage.fds = []
         stage.items.clear()
+        if stage.resends and self.native:
+            self.window.answers.left(entry.sequence for entry in stage.entries)
         for entry in stage.entries:
-            entry.state = EntryState.SENT
+            entry.state = SENT
 
     def written(self, entry: Entry) -> None:
         """The kernel has the whole line of a plain message somebody waits for."""
@@ -224,8 +220,8 @@ class Outgoing:
             elif item.pending is None:
                 size += self._stage_waited(stage, lines, size)
             else:
-                room = self._handles_allowed() - len(stage.entries)
-                if room <= 0 or len(stage.fds) + item.pending.fds_needed > SET_MAX:
+                room = self._descriptors_allowed(item.descriptors, stage) - len(stage.fds)
+                if item.descriptors > room:
                     break
                 size += self._stage_handles(stage, lines, most - size, room)
         window.bytes_sent += size
@@ -235,14 +231,19 @@ class Outgoing:
             stage.marks = deque((end + len(head), what) for end, what in stage.marks)
         return stage.finish(lines)
 
-    def _handles_allowed(self) -> int:
-        """Return how many more handles one stage may number now."""
+    def _descriptors_allowed(self, first: int, stage: Stage) -> int:
+        """Return how many descriptors one stage may carry now, whose next handle has ``first``."""
+        if self._one_by_one:
+            return 0 if stage.fds else first
         window, limits = self.window, self._limits
-        return min(
-            1 if self._one_by_one else limits.set_size,
-            window.may_handles - window.numbered,
-            self._system.in_flight.allowance(len(window.unacked), limits.in_flight),
+        out = window.descriptors_out
+        most = min(
+            limits.set_size,
+            window.room() + len(stage.fds),
+            self._system.in_flight.allowance(out, limits.in_flight) + len(stage.fds),
         )
+        # One handle may be larger than any of them, when it is alone on its way.
+        return most if out else max(most, first)
 
     def _stage_plain(self, stage: Stage, lines: list[bytes], most: int) -> int:
         """Spell the plain messages at the head of the queue that nobody waits for.
@@ -263,28 +264,28 @@ class Outgoing:
         if run:
             lines.append(envelope.spell_messages(run, self.native))
         if long is not None:
-            self._stage_long(stage, lines, long)
+            lines += envelope.spell_long(long, self.native)
+            stage.ends_long = True
         return size
 
-    def _stage_long(self, stage: Stage, lines: list[bytes], line: bytes) -> None:
-        """Spell a message that is too long to be copied."""
-        lines += envelope.spell_long(line, self.native)
-        stage.ends_long = True
-
     def _stage_handles(self, stage: Stage, lines: list[bytes], most: int, room: int) -> int:
-        """Number and spell the handles at the head of the queue, up to ``room``. As above."""
+        """Number and spell the handles at the head of the queue, up to ``room`` descriptors.
+
+        As above.
+        """
         queue, fds = self.queue, stage.fds
         items = queue.items
         run: list[Entry] = []
         size = queued = 0
-        sequence = self.window.numbered
-        while size < most and len(run) < room and items:
+        sequence, before = self.window.numbered, len(fds)
+        room += before
+        while size < most and items:
             entry = items[0]
             if type(entry) is not Entry or entry.state is not QUEUED or entry.pending is None:
                 break
             pending = entry.pending
-            count = pending.fds_needed
-            if len(fds) + count > SET_MAX:
+            count = entry.descriptors
+            if len(fds) + count > room:
                 break
             try:
                 if count == 1:
@@ -293,7 +294,7 @@ class Outgoing:
                     fds += pending.filenos()
             except DescriptorReleased as error:
                 queue.fail_head(str(error))
-                continue
+                break  # the room may have been made for this one alone
             items.popleft()
             entry.state = STAGED
             sequence += 1
@@ -308,10 +309,13 @@ class Outgoing:
             run.append(entry)
             size += len(line)
             queued += entry.size
+            if self._one_by_one:
+                break
         queue.bytes -= queued
-        queue.handles -= len(run)
+        count = len(fds) - before
+        queue.descriptors -= count
         self.window.number(run)
-        self._system.in_flight.add(len(run))
+        self._system.in_flight.add(count)
         stage.items += run
         stage.entries += run
         return size
@@ -324,7 +328,8 @@ class Outgoing:
         entry = self.queue.take()
         line = entry.make() if isinstance(entry, Late) else entry.line
         if len(line) >= STAGE_BYTES:
-            self._stage_long(stage, lines, line)
+            lines += envelope.spell_long(line, self.native)
+            stage.ends_long = True
         else:
             lines.append(envelope.spell_message(line, self.native))
         size = len(line) + PLAIN_BYTES[self.native]
@@ -333,21 +338,22 @@ class Outgoing:
         stage.marks.append((before + size, entry))
         return size
 
-    def _resend_stage(self) -> Stage | None:
+    def _answer_stage(self) -> Stage | None:
         """The descriptors that the peer lost, again; they need no credit and go before data."""
+        answers = self.window.answers
+        if not answers.may_leave(self._system.clock()):
+            return None
         stage = Stage(b"")
         stage.resends = True
         lines: list[bytes] = []
-        resend = self.window.resend
-        while resend and len(lines) < self._limits.set_size:
-            entry = self.window.unacked[resend[0]]
+        while (entry := self.window.next_answer()) is not None:
             assert entry.pending is not None
-            if len(stage.fds) + entry.pending.fds_needed > SET_MAX:
+            if stage.fds and len(stage.fds) + entry.descriptors > self._limits.set_size:
                 break
             # Raises if the application closed an object it had handed over: the channel cannot
             # keep its order without it, so the protocol gives the channel up.
             fds = entry.pending.filenos()
-            resend.popleft()
+            answers.staged()
             lines.append(envelope.spell_again(entry.sequence, len(fds)))
             stage.fds += fds
             stage.entries.append(entry)
@@ -392,8 +398,8 @@ class Outgoing:
             for entry in reversed(stage.entries):
                 if entry is self.node.entry:
                     self.node.resend_at = self._system.clock()
-                elif entry.state is EntryState.SENT:
-                    self.window.resend.appendleft(entry.sequence)
+                elif entry.state is SENT:
+                    self.window.answers.put_back(entry.sequence)
             return
         for item in reversed(stage.items):
             if isinstance(item, Entry):
@@ -402,7 +408,7 @@ class Outgoing:
                     self._system.in_flight.release(1)
                 elif item.pending is not None:
                     self.window.unnumber(item)
-                    self._system.in_flight.release(1)
+                    self._system.in_flight.release(item.descriptors)
             self.queue.put_back(item)
         if self.native:
             head = len(envelope.spell_count(len(stage.fds))) if stage.fds else 0
@@ -445,27 +451,31 @@ class Outgoing:
 
     def acknowledge(self, ack: int) -> None:
         """Every handle up to ``ack`` is the peer's. Raises as ``Window.acknowledge``."""
+        before = self.window.descriptors_out
         ended = self.window.acknowledge(ack)
         for entry in ended:
             self.queue.end(entry, None)
         if ended:
-            self._system.in_flight.release(len(ended))
+            self._system.in_flight.release(before - self.window.descriptors_out)
 
     def refused(self, first: int, count: int, code: str) -> None:
         """Handles that the peer gives back. Raises as ``Window.refuse``."""
         for entry in self.window.refuse(first, count):
             self.queue.end(entry, f"refused by the peer: {code}")
-            self._system.in_flight.release(1)
+            self._system.in_flight.release(entry.descriptors)
 
     # -- ends ------------------------------------------------------------------------------------
 
-    def settle(self, reason: str, *, in_doubt: bool) -> None:
+    def settle(self, reason: str, *, node_in_doubt: bool, all_in_doubt: bool = False) -> None:
         """The channel has ended: everything not acknowledged comes back, in order.
+
+        Two owners are worse than none, so what the peer may own is closed here.
 
         Args:
             reason: why, in words.
-            in_doubt: True if a node-dialect peer lives on: it may own the handle in flight, and
-                two owners are worse than none.
+            node_in_doubt: True if a node-dialect peer lives on: it may own the handle in flight.
+            all_in_doubt: True if the peer lives on, and the acknowledgements that it had written
+                could not be read.
         """
         self.lost_something = self._owes_data
         for stage in (self.stage, self.parked):
@@ -474,11 +484,11 @@ class Outgoing:
                     if entry.pending is None and entry.state is not EntryState.ENDED:
                         self.queue.end(entry, reason)
         if self.node.entry is not None:
-            doubtful = in_doubt and self.node.entry.state is EntryState.SENT
-            self._end_node(f"in doubt: {reason}" if doubtful else reason, doubtful=doubtful)
-        self._system.in_flight.release(len(self.window))
+            doubtful = (node_in_doubt or all_in_doubt) and self.node.entry.state is SENT
+            self._end_node(reason, doubtful=doubtful)
+        self._system.in_flight.release(self.window.descriptors_out)
         for entry in self.window.clear():
-            self.queue.end(entry, reason)
+            self.queue.end(entry, reason, doubtful=all_in_doubt and entry.state is SENT)
         self.queue.settle(reason)
         self.stage = self.parked = None
 

@@ -42,11 +42,17 @@ class Pairing:
         self._kinds: list[int] = []
         self._claimed = 0
         self._places = 0
+        self._position = 0
 
     @property
-    def incomplete(self) -> bool:
-        """Whether descriptors wait for a line, or a set for the rest of its lines."""
-        return bool(self.sets or self._places)
+    def waits_since(self) -> int | None:
+        """The stream offset of the oldest descriptors that wait for the rest of a line or set.
+
+        None if there are none.
+        """
+        if self._places:
+            return self._position
+        return self.sets[0].start if self.sets else None
 
     def add(self, sets: Sequence[DescriptorSet]) -> None:
         """Own what one receive brought, before any of its lines is looked at."""
@@ -97,6 +103,7 @@ class Pairing:
             raise RemoteProtocolError(f"the peer declared {count} descriptors and sent none")
         # Ours first: on an error below they are closed with everything else.
         self._fds, self._kinds, self._claimed = found.fds, found.kinds, 0
+        self._position = found.start
         arrived = len(found.fds)
         if arrived > count or (arrived < count and not found.truncated):
             raise RemoteProtocolError(f"the peer declared {count} descriptors and sent {arrived}")

@@ -2,7 +2,8 @@
 
 Pure: reads no socket and starts no timer. The caller reports what happened (``received``,
 ``wrote``, ``write_refused``, ``receive_eof``, ``on_deadline``), writes what ``next_stage`` returns,
-takes what ``incoming.ready`` and ``outgoing.outcomes`` hold, and comes back at ``deadline()``.
+takes what ``incoming.ready`` and ``outgoing.outcomes`` hold, comes back at ``deadline()``, and ends
+the channel when ``give_up`` says why.
 
 Theory of operation
 -------------------
@@ -20,17 +21,19 @@ does not begin, as a parent it does not invite.
       └────────────── EOF, error, abort ──────────────────────────────────────┘
 
 CLOSED is where everything is settled: unacknowledged handles are back, unclaimed descriptors
-closed. The rules were found with an executable model; docs/wire.md states them for the wire.
+closed. Before it is, ``before_settling`` is called, whoever ends the channel and why: the caller
+shuts its reading side down there, so that an acknowledgement which the peer has not written by then
+fails at the peer, and no handle has two owners. The rules were found with an executable model;
+docs/wire.md states them for the wire.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Any
 
-from handleipc import codec, envelope
-from handleipc.deliveries import Received
+from handleipc import envelope
+from handleipc.dispatch import Dispatch
 from handleipc.exceptions import (
     DescriptorReleased,
     HandleIPCError,
@@ -38,9 +41,10 @@ from handleipc.exceptions import (
     RemoteProtocolError,
 )
 from handleipc.framing import Batch
-from handleipc.incoming import Convert, Direct, Incoming, Invitation
+from handleipc.incoming import Incoming
 from handleipc.limits import Limits
 from handleipc.outgoing import Outgoing
+from handleipc.receiving import Check, Convert, Direct, Invitation
 from handleipc.stages import Entry, Stage
 from handleipc.system import System
 
@@ -55,10 +59,8 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-_decode_short = codec.decode_short
-
 # As many as there are deadlines.
-_NEVER = (None,) * 7
+_NEVER = (None,) * 9
 
 
 class ChannelProtocol:
@@ -67,7 +69,7 @@ class ChannelProtocol:
     Args:
         limits: the bounds of this end.
         system: the clock, descriptors, and the process-wide budget.
-        convert, direct: make handles of received descriptors.
+        convert, direct, check: make handles of received descriptors, or say that they cannot.
         inviting: this end has invited the peer, with its own limits as the first grants.
         invited_by: the invitation this end was started with, if it was.
     """
@@ -79,6 +81,7 @@ class ChannelProtocol:
         convert: Convert,
         *,
         direct: Direct | None = None,
+        check: Check | None = None,
         inviting: bool = False,
         invited_by: Invitation | None = None,
     ) -> None:
@@ -89,23 +92,34 @@ class ChannelProtocol:
         """Why the channel ended, if it did not end politely."""
         self.ended_here = False
         """Whether this end's ``disconnect`` ended it."""
-        self.warnings: list[str] = []
-        """What the peer did wrong without consequence: a stray reply."""
-
         grants = invited_by or Invitation(0, 0)
-        self.outgoing = Outgoing(limits, system, grants.handles, grants.bytes)
+        self.outgoing = Outgoing(limits, system, grants.descriptors, grants.bytes)
         gave = Invitation(limits.window, limits.bytes) if inviting else Invitation(0, 0)
-        self.incoming = Incoming(limits, system, convert, direct, gave)
-        self.outgoing.hold_native_only = self._inviting = inviting
-        self._may_switch = invited_by is not None
-        self._peer_switched = False
-        self._seen_a_line = False
+        self.incoming = Incoming(limits, system, convert, gave, direct=direct, check=check)
+        self.outgoing.hold_native_only = inviting
+        self.peer = Dispatch(
+            limits, self.incoming, self.outgoing, inviting=inviting, invited=invited_by is not None
+        )
         self._write_dead = False
+        self.has_hung_up = False
+        """Whether the peer has closed, as poll(2) tells: what is left to read is finite."""
+        self.is_deaf = False
+        """Whether what the peer says next can no longer be understood."""
+        self.give_up: HandleIPCError | None = None
+        """Why the caller is to end the channel now, in ``Driver._end``'s order."""
 
         self.on_wake: Callable[[], None] = lambda: None
         """Called when another channel's progress lets this one go on: call ``next_stage``."""
+        self.before_settling: Callable[[], None] = lambda: None
+        """Called once, before anything is settled: shut the reading side of the socket down."""
+        self.nobody_takes = False
+        """Whether a local wait was for a peer that waits for us to take its handles, too long."""
         self._retry_at: float | None = None
         self._retry_delay = 0.0
+        self._no_memory_since: float | None = None
+        self._busy_at: float | None = None
+        self._busy_key: object = None
+        self._waits_since: tuple[int | None, float] = (None, 0.0)
         self._progress_at: float | None = None
         self._hello_at: float | None = None
         self._disconnect_at: float | None = None
@@ -118,7 +132,7 @@ class ChannelProtocol:
     @property
     def may_become_native(self) -> bool:
         """Whether handles that only handleipc can receive may be sent, now or after the switch."""
-        return self._may_switch or self.outgoing.hold_native_only
+        return self.peer.may_switch or self.outgoing.hold_native_only
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -132,7 +146,7 @@ class ChannelProtocol:
         A begun stage is finished first; control goes before data, even before a stage that the
         kernel refused, since the peer may need it to make room.
         """
-        if self.state is State.CLOSED or self._write_dead:
+        if self.state is State.CLOSED or self._write_dead or self.give_up is not None:
             return None
         outgoing = self.outgoing
         stage = outgoing.stage
@@ -150,7 +164,7 @@ class ChannelProtocol:
         try:
             outgoing.stage = outgoing.next_data()
         except DescriptorReleased:
-            self._fail(LocalProtocolError("a handle was closed while the peer asked for it again"))
+            self._give_up("a handle was closed while the peer asked for it again")
             return None
         self._watch_hello()
         return outgoing.stage
@@ -163,6 +177,7 @@ class ChannelProtocol:
         if not stage.offset:
             outgoing.begun(stage)
             self._retry_delay = 0.0
+        self._no_memory_since = None
         stage.offset += count
         while stage.marks and stage.marks[0][0] <= stage.offset:
             what = stage.marks.popleft()[1]
@@ -185,6 +200,28 @@ class ChannelProtocol:
         self._retry_at = self._system.clock() + self._retry_delay
         self._system.in_flight.wait(self.retry_now)
 
+    def out_of_memory(self) -> bool:
+        """The kernel had no memory for the stage (ENOBUFS, ENOMEM), while the socket is writable.
+
+        Waits for some; or, after ``Limits.retry_time``, takes it for a set that never fits (musl
+        before 1.2.4 has no room for 253 descriptors, for one): it is split, and a handle that does
+        not fit alone comes back.
+
+        Returns:
+            False if there is nothing to split and nothing to wait for any more: the write failed.
+        """
+        now = self._system.clock()
+        if self._no_memory_since is None:
+            self._no_memory_since = now
+        if now - self._no_memory_since < self.limits.retry_time:
+            self.write_refused()
+            return True
+        stage = self.outgoing.stage
+        if stage is None or stage.offset or not stage.fds:
+            return False
+        self.handles_refused("the kernel has no memory for so many descriptors at once")
+        return True
+
     def retry_now(self) -> None:
         """Some handle in this process was acknowledged: there may be room."""
         if self._retry_at is not None:
@@ -196,17 +233,22 @@ class ChannelProtocol:
         try:
             self.outgoing.refuse_stage(reason)
         except LocalProtocolError as error:
-            self._fail(error)
+            self._give_up(str(error))
 
     def write_failed(self) -> None:
-        """EPIPE and the like: nothing more can be said. What the peer said is still to be read."""
+        """Nothing more can be said: the caller ends the channel, and reads what the peer said."""
         self._write_dead = True
+
+    def _give_up(self, why: str) -> None:
+        """Have the caller end the channel: the fault is not the peer's."""
+        if self.give_up is None and self.state is not State.CLOSED:
+            self.give_up = LocalProtocolError(why)
 
     def _control(self) -> Stage | None:
         """Everything that is due and is not data, in one stage; it needs no credit."""
         incoming, outgoing = self.incoming, self.outgoing
-        switches = self._may_switch and not outgoing.native and outgoing.node.entry is None
-        speaks = self._may_switch and (
+        switches = self.peer.may_switch and not outgoing.native and outgoing.node.entry is None
+        speaks = self.peer.may_switch and (
             switches or incoming.owes or incoming.holes.ask is not None or incoming.grant_due
         )
         if not (speaks or incoming.replies):
@@ -235,123 +277,22 @@ class ChannelProtocol:
         """Take the lines and descriptors of one read. Faults of the peer end the channel."""
         incoming = self.incoming
         incoming.pairing.add(batch.sets)
-        if self.state is State.CLOSED:
+        if self.state is State.CLOSED or self.is_deaf:
             incoming.pairing.close()
             return
         try:
-            read = 0 if incoming.native else self._node_lines(batch)
-            incoming.native_lines(batch, read, self._command)
-            incoming.pairing.check_unfinished(batch.offset + batch.start_of(len(batch.ends)))
+            self.peer.take(batch)
         except HandleIPCError as error:
             self._fail(error)
             return
         except BaseException as error:
-            # The rest of the batch is lost: a signal handler raised, or this is a defect.
-            self._fail(LocalProtocolError(f"reading was interrupted: {error!r}"))
+            # The rest of the batch is lost, and with it what it acknowledged: a signal handler
+            # raised, or this is a defect.
+            self.is_deaf = True
+            self._give_up(f"reading was interrupted: {error!r:.200}")
             raise
         incoming.pump()
-        self._watch_progress(batch)
-
-    def _node_lines(self, batch: Batch) -> int:
-        """Take the lines of a batch, up to one that switches to native; returns how many."""
-        view, offset, start = batch.view, batch.offset, batch.start
-        incoming, pairing = self.incoming, self.incoming.pairing
-        sets, short = pairing.sets, self.limits.depth
-        run: list[Received] = []
-        sizes: list[int] = []
-        at_once = self._seen_a_line and incoming.takes_runs
-        try:
-            for index, end in enumerate(batch.ends):
-                if sets:
-                    pairing.check_claimed(offset + start)
-                raw, size = view[start : end - 1], end - start
-                try:
-                    value = _decode_short(raw) if size <= short else self._decode(raw)
-                except codec.DECODE_ERRORS:
-                    value = self._decode(raw)
-                if at_once and not (type(value) is dict and "cmd" in value):
-                    run.append((value, None))
-                    sizes.append(size)
-                else:
-                    if run:
-                        incoming.deliveries.add_run(run, sizes)
-                    self._node_line(value, offset + start, size)
-                    if incoming.native:
-                        return index + 1
-                    at_once = incoming.takes_runs
-                start = end
-        finally:
-            if run:
-                incoming.deliveries.add_run(run, sizes)
-        return len(batch.ends)
-
-    def _decode(self, line: memoryview) -> Any:
-        return codec.decode(line, self.limits.depth + envelope.NODE_ENVELOPE_DEPTH)
-
-    def _node_line(self, value: Any, at: int, size: int) -> None:
-        first, self._seen_a_line = not self._seen_a_line, True
-        if envelope.is_command(value):
-            self._command(value, at, size, first)
-        else:
-            self.incoming.message(value, size)
-        if first and not self._peer_switched:
-            # The peer speaks node, and will not learn another language later.
-            self.outgoing.hold_native_only = False
-
-    def _command(self, value: dict[str, Any], at: int, size: int, first: bool = False) -> None:
-        command = value["cmd"]
-        if command == envelope.COMMAND_NATIVE:
-            self._control_line(envelope.decode_control(value), first)
-        elif command == envelope.COMMAND_HANDLE:
-            if self.incoming.native:
-                raise RemoteProtocolError("the peer sent a NODE_HANDLE after its switch to native")
-            self._node_handle(value, at, size)
-        else:
-            self._node_reply(acked=command == envelope.COMMAND_ACK)
-
-    def _node_handle(self, value: dict[str, Any], at: int, size: int) -> None:
-        # Node wraps an envelope once more when it sends a handle again (node-wire.md 3.6): the
-        # inner one is meant, and one reply is due for both.
-        inner = value.get("msg")
-        if envelope.is_command(inner) and inner["cmd"] == envelope.COMMAND_HANDLE:  # type: ignore[index]
-            value = inner  # type: ignore[assignment]
-        tag = value.get("type")
-        name = tag if isinstance(tag, str) else repr(tag)
-        options = {k: v for k, v in value.items() if k not in ("cmd", "type", "msg")}
-        self.incoming.node_handle(name, value.get("msg"), options or None, at, size)
-
-    def _node_reply(self, *, acked: bool) -> None:
-        if self.outgoing.node_reply(acked=acked):
-            return
-        reply = "ACK" if acked else "NACK"
-        if self._peer_switched:
-            raise RemoteProtocolError(f"the peer sent an {reply} that nothing waited for")
-        # Node asserts here and dies (node-wire.md fact 1); nothing of ours depends on it.
-        self.warnings.append(f"ignored a stray {reply} of the peer")
-
-    def _control_line(self, control: envelope.Control, first: bool) -> None:
-        outgoing = self.outgoing
-        if control.native:
-            self._peer_switch(control.native, first)
-        elif not (self._peer_switched or outgoing.native):
-            raise RemoteProtocolError("the peer sent a control line, and nobody switched to native")
-        for sequence, count, code in control.refuse:
-            outgoing.refused(sequence, count, code)
-        if control.ack is not None:
-            outgoing.acknowledge(control.ack)
-            outgoing.window.grant(control.handles, control.bytes)
-        if control.again is not None:
-            outgoing.window.ask_again(*control.again)
-
-    def _peer_switch(self, version: int, first: bool) -> None:
-        if version != envelope.VERSION:
-            raise RemoteProtocolError(f"the peer switched to version {version}, and 1 was offered")
-        # Right as the first line of an end we invited, or as the answer to our own switch.
-        invited = first and self._inviting
-        if self._peer_switched or not (invited or self.outgoing.native):
-            raise RemoteProtocolError("the peer switched to the native dialect out of place")
-        self._peer_switched = self.incoming.native = self._may_switch = True
-        self.incoming.owes = True
+        self._watch_progress()
 
     def receive_eof(self, *, peer_is_dead: bool = False) -> None:
         """The peer closed, or the read failed: everything it left has been received.
@@ -360,8 +301,8 @@ class ChannelProtocol:
             peer_is_dead: its process is known to have ended, so that a handle of which our
                 acknowledgement did not arrive is ours all the same.
         """
-        speaks_node = not (self._peer_switched or self._may_switch)
-        self._settle(deliver_unacked=speaks_node or peer_is_dead, in_doubt=False)
+        speaks_node = not (self.peer.has_switched or self.peer.may_switch)
+        self._settle(deliver_unacked=speaks_node or peer_is_dead)
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -381,27 +322,46 @@ class ChannelProtocol:
     def finish(self) -> None:
         """End politely: the caller is about to close the socket."""
         self.ended_here = True
-        self._settle(deliver_unacked=False, in_doubt=False)
+        self._settle(deliver_unacked=False)
 
-    def abort(self, error: HandleIPCError, *, peer_is_dead: bool = False) -> None:
-        """End now. The caller has shut the reading side down and reported what was left in it."""
+    def abort(
+        self, error: HandleIPCError, *, peer_is_dead: bool = False, unread: bool = False
+    ) -> None:
+        """End now. The caller has shut the reading side down and reported what was left in it.
+
+        Args:
+            error: why.
+            peer_is_dead: as of ``receive_eof``.
+            unread: what was left could not be read, so the peer may own what is unacknowledged.
+        """
         if self.state is not State.CLOSED:
-            self._fail(error, peer_is_dead=peer_is_dead)
+            self._fail(error, peer_is_dead=peer_is_dead, unread=unread or self.is_deaf)
 
-    def _fail(self, error: HandleIPCError, *, peer_is_dead: bool = False) -> None:
+    def _fail(
+        self, error: HandleIPCError, *, peer_is_dead: bool = False, unread: bool = False
+    ) -> None:
         self.error = error
-        speaks_node = not self._peer_switched
-        self._settle(deliver_unacked=peer_is_dead, in_doubt=speaks_node and not peer_is_dead)
+        speaks_node = not self.peer.has_switched
+        self._settle(
+            deliver_unacked=peer_is_dead,
+            node_in_doubt=speaks_node and not peer_is_dead,
+            all_in_doubt=unread and not peer_is_dead,
+        )
 
-    def _settle(self, *, deliver_unacked: bool, in_doubt: bool) -> None:
+    def _settle(
+        self, *, deliver_unacked: bool, node_in_doubt: bool = False, all_in_doubt: bool = False
+    ) -> None:
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
         self._retry_at = self._progress_at = self._hello_at = self._disconnect_at = None
+        self._busy_at = None
         self._system.in_flight.forget(self.retry_now)
+        self.before_settling()
         self.outgoing.settle(
             str(self.error) if self.error else "the channel ended before it was acknowledged",
-            in_doubt=in_doubt,
+            node_in_doubt=node_in_doubt,
+            all_in_doubt=all_in_doubt,
         )
         self.incoming.settle(deliver_unacked=deliver_unacked)
 
@@ -420,24 +380,48 @@ class ChannelProtocol:
         if self.state is State.CLOSED:
             return False
         incoming, limits = self.incoming, self.limits
-        # After EPIPE what is left is finite, and EOF is behind it.
-        if incoming.native or self._write_dead or self.state is State.CLOSING:
+        # After a hang-up what is left is finite, and EOF is behind it.
+        if incoming.native or self.has_hung_up or self.state is State.CLOSING:
             return True
-        if incoming.deliveries.bytes_waiting >= limits.node_hard:
+        deliveries = incoming.deliveries
+        if deliveries.bytes_waiting >= limits.node_hard:
             return False
-        if self.outgoing.handles_out and incoming.deliveries.bytes < limits.node_hard:
+        # An answer may be behind what is held; and so may the switch of a peer that invited us.
+        awaits = self.outgoing.handles_out or self.outgoing.native
+        if awaits and incoming.cost < limits.node_hard:
             return True
-        if waiting:
-            return incoming.deliveries.bytes < limits.held_hard
-        return (
-            incoming.deliveries.bytes < limits.held_bytes
-            and len(incoming.ready) < limits.held_messages
-        )
+        if waiting or incoming.listens_internal:
+            return incoming.cost < limits.held_hard
+        return deliveries.bytes < limits.held_bytes and len(incoming.ready) < limits.held_messages
 
     @property
     def nobody_reads(self) -> bool:
         """Whether so much is held that a local wait must not go on reading for its own sake."""
-        return self.incoming.deliveries.bytes_held >= self.limits.held_hard
+        return self.nobody_takes or self.incoming.cost >= self.limits.held_hard
+
+    def watch_waits(self, *, awaited: bool) -> bool:
+        """Say whether something here waits for the peer: for an acknowledgement, or a flush.
+
+        While it does, handles of the peer are acknowledged up to ``Limits.ready`` though nobody
+        reads. If that many wait untaken and there is no progress for ``Limits.retry_time``,
+        ``nobody_takes`` is set: two ends that never read would wait for each other for ever.
+
+        Returns:
+            Whether handles of the peer may go on for that reason: ``pump``.
+        """
+        incoming = self.incoming
+        deliveries = incoming.deliveries
+        begins = awaited and not deliveries.is_awaited and incoming.holds
+        deliveries.is_awaited = awaited
+        if not (awaited and incoming.waits_for_a_reader):
+            self._busy_at = None
+            self.nobody_takes = False
+            return begins
+        key = (self.outgoing.window.acked, deliveries.bytes_taken, deliveries.pace)
+        if self._busy_at is None or key != self._busy_key:
+            self._busy_key = key
+            self._busy_at = self._system.clock() + self.limits.retry_time
+        return begins
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -448,6 +432,8 @@ class ChannelProtocol:
             self._progress_at,
             self._hello_at,
             self._disconnect_at,
+            self._busy_at,
+            self.outgoing.window.answers.look_at,
             self.incoming.holes.ask_at,
             self.incoming.replies.nack_at,
             self.outgoing.node.resend_at,
@@ -471,29 +457,40 @@ class ChannelProtocol:
         if self._hello_at is not None and now >= self._hello_at:
             self._hello_at = None
             self.outgoing.hold_native_only = False
+        answers = self.outgoing.window.answers
+        if answers.look_at is not None and now >= answers.look_at:
+            answers.look_at = None
+        if self._busy_at is not None and now >= self._busy_at:
+            self._busy_at = None
+            self.nobody_takes = True
         if self._progress_at is not None and now >= self._progress_at:
             self._fail(
                 RemoteProtocolError(
-                    "the peer left a line or a set of descriptors unfinished for"
-                    f" {self.limits.incomplete_timeout:g} s"
+                    "the peer sent descriptors and left their line or set unfinished"
+                    f" (Limits.incomplete_timeout is {self.limits.incomplete_timeout:g} s)"
                 )
             )
         elif self._disconnect_at is not None and now >= self._disconnect_at:
-            self._fail(LocalProtocolError("disconnect() could not flush within its timeout"))
+            self._disconnect_at = None
+            self._give_up("disconnect() could not flush within its timeout")
 
-    def pause_progress_watch(self) -> None:
-        """We stopped reading: what is unfinished is our own doing."""
-        self._progress_at = None
+    def _watch_progress(self) -> None:
+        """Bound how long a native peer may have us keep descriptors of what it does not finish.
 
-    def _watch_progress(self, batch: Batch) -> None:
-        if batch.tail or self.incoming.pairing.incomplete:
-            self._progress_at = self._system.clock() + self.limits.incomplete_timeout
-        else:
+        A Node peer may stop for any time in the middle of a large line, and pins one set at most.
+        """
+        since = self.incoming.pairing.waits_since if self.incoming.native else None
+        if since is None:
             self._progress_at = None
+            return
+        now, patience = self._system.clock(), self.limits.incomplete_timeout
+        if self._progress_at is None or self._waits_since[0] != since:
+            self._waits_since = since, now
+        self._progress_at = min(now + patience, self._waits_since[1] + 10 * patience)
 
     def _watch_hello(self) -> None:
         outgoing = self.outgoing
-        waits = outgoing.hold_native_only and outgoing.native_only_first
+        waits = outgoing.hold_native_only and outgoing.queue.native_only_first
         if not waits:
             self._hello_at = None
         elif self._hello_at is None:

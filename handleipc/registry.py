@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 from handleipc import codec, conversions
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.fds import FileDescriptor
-from handleipc.incoming import Refusal
 from handleipc.pending import Held, PendingHandle
+from handleipc.receiving import Refusal
 from handleipc.typing import JSON, Options
 
 __all__ = ["Builder", "Conversion", "Fallback", "Pender", "Registry"]
@@ -156,6 +156,21 @@ class Registry:
         _close(fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
 
+    def check(self, tag: str, count: int) -> Refusal | None:
+        """Return why a handle of this tag and number of descriptors can never be converted.
+
+        None if perhaps it can: that is seen when its turn comes.
+        """
+        if tag in self._builders:
+            if count == 1:
+                return None
+            return Refusal("kind", f"the peer sent a {tag} with {count} descriptors")
+        return None if tag in self._custom else _unknown(tag)
+
+    def refuse_all(self, tag: str, count: int) -> Refusal:
+        """As ``check``, for a channel that accepts none."""
+        return _against_policy(tag)
+
     def refuse(self, tag: str, options: Options | None, fds: list[int], kinds: list[int]) -> object:
         """Refuse any handle, for a channel that accepts none.
 
@@ -163,13 +178,13 @@ class Registry:
             Refusal: always.
         """
         _close(fds)
-        raise Refusal("policy", f"refused a {tag} of the peer: this channel accepts no handles")
+        raise _against_policy(tag)
 
     def _convert_custom(self, tag: str, options: Options | None, fds: list[int]) -> object:
         conversion = self._custom.get(tag)
         if conversion is None:
             _close(fds)
-            raise Refusal("type", f"the peer sent a handle of the unknown type {tag!r}")
+            raise _unknown(tag)
         owned = [FileDescriptor(fd) for fd in fds]
         try:
             return conversion.from_wire((options or {}).get("details"), owned)
@@ -208,6 +223,18 @@ def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> P
         native_only=True,
         on_delivered=None if keep_open else close,
     )
+
+
+def _unknown(tag: str) -> Refusal:
+    return Refusal(
+        "type",
+        f"the peer sent a handle of the type {tag!r:.80}, which nobody registered here: register()"
+        " a conversion with that tag",
+    )
+
+
+def _against_policy(tag: str) -> Refusal:
+    return Refusal("policy", f"refused a {tag!r:.80} of the peer: this channel accepts no handles")
 
 
 def _close(fds: list[int]) -> None:

@@ -21,12 +21,14 @@ class Replies:
         system: the clock, and the count of free slots.
     """
 
-    __slots__ = ("_limits", "_lines", "_pause", "_since", "_system", "nack_at")
+    __slots__ = ("_limits", "_lines", "_pause", "_since", "_system", "nack_at", "postponed")
 
     def __init__(self, limits: Limits, system: System) -> None:
         self._limits = limits
         self._system = system
         self._lines: list[bytes] = []
+        self.postponed = 0
+        """Handles whose reply waits for the application to take others."""
         self.nack_at: float | None = None
         """When to look again whether there is room for a lost descriptor."""
         self._since = self._pause = 0.0
@@ -40,7 +42,7 @@ class Replies:
         Raises:
             RemoteProtocolError: the peer does not wait for our replies.
         """
-        if len(self._lines) >= self._limits.node_replies:
+        if len(self._lines) + self.postponed >= self._limits.node_replies:
             raise RemoteProtocolError("the peer sends handles without waiting for the replies")
 
     def ack(self) -> None:
@@ -81,7 +83,7 @@ class Replies:
     @property
     def settled(self) -> bool:
         """Whether nothing is due, now or later."""
-        return not self._lines and self.nack_at is None
+        return not (self._lines or self.postponed) and self.nack_at is None
 
     def close(self) -> None:
         """This end disconnects: what waited for room is said at once."""

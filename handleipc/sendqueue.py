@@ -19,14 +19,14 @@ class SendQueue:
     stays in ``items`` as a hole, or a thousand cancellations would cost a million steps.
     """
 
-    __slots__ = ("bytes", "failed", "handles", "items", "outcomes")
+    __slots__ = ("bytes", "descriptors", "failed", "items", "outcomes")
 
     def __init__(self) -> None:
         self.items: deque[bytes | Entry] = deque()
         self.bytes = 0
         """Of the messages that wait."""
-        self.handles = 0
-        """That wait."""
+        self.descriptors = 0
+        """Of the handles that wait."""
         self.outcomes: deque[tuple[Entry, str | None]] = deque()
         """Entries that ended: (entry, None) if delivered or written, else why not. Of successes
         only those that somebody waits for."""
@@ -52,7 +52,7 @@ class SendQueue:
         """Queue a handle with its message."""
         self.items.append(entry)
         self.bytes += entry.size
-        self.handles += 1
+        self.descriptors += entry.descriptors
 
     def head(self) -> bytes | Entry | None:
         """Return what is to leave next, dropping what was withdrawn."""
@@ -63,6 +63,12 @@ class SendQueue:
                 return head
             items.popleft()
         return None
+
+    @property
+    def native_only_first(self) -> bool:
+        """Whether the next message to leave is a handle that only handleipc can receive."""
+        head = self.head()
+        return isinstance(head, Entry) and head.pending is not None and head.pending.native_only
 
     def take(self) -> Entry:
         """Take the entry at the head out: it goes into a stage."""
@@ -78,14 +84,14 @@ class SendQueue:
         if isinstance(item, Entry):
             item.state = EntryState.QUEUED
             self.bytes += item.size
-            self.handles += item.pending is not None
+            self.descriptors += item.descriptors
         else:
             self.bytes += len(item)
 
     def uncount(self, entry: Entry) -> None:
         """This entry does not wait any more."""
         self.bytes -= entry.size
-        self.handles -= entry.pending is not None
+        self.descriptors -= entry.descriptors
 
     def end(self, entry: Entry, reason: str | None, *, doubtful: bool = False) -> None:
         """An entry ends, for good: delivered or written if ``reason`` is None.
@@ -97,6 +103,7 @@ class SendQueue:
                 copy goes.
         """
         entry.state = EntryState.ENDED
+        entry.in_doubt = doubtful
         pending = entry.pending
         if pending is not None:
             try:
@@ -131,4 +138,4 @@ class SendQueue:
             if isinstance(item, Entry) and item.state is EntryState.QUEUED:
                 self.end(item, reason)
         self.items.clear()
-        self.bytes = self.handles = 0
+        self.bytes = self.descriptors = 0

@@ -142,8 +142,8 @@ def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:
     versions, numbers = fields[0].split(","), fields[1:4]
     if str(VERSION) not in versions or not all(map(_is_number, numbers)):
         return None
-    cookie, handles, size = map(int, numbers)
-    return Invitation(handles, size) if cookie == socket_cookie(sock) else None
+    cookie, descriptors, size = map(int, numbers)
+    return Invitation(descriptors, size) if cookie == socket_cookie(sock) else None
 
 
 def _is_number(text: str) -> bool:

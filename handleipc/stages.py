@@ -39,7 +39,17 @@ class Entry:
     for, only its bytes are queued.
     """
 
-    __slots__ = ("line", "message", "pending", "sequence", "size", "state", "waiter")
+    __slots__ = (
+        "descriptors",
+        "in_doubt",
+        "line",
+        "message",
+        "pending",
+        "sequence",
+        "size",
+        "state",
+        "waiter",
+    )
 
     sequence: int
     """Its number, once it has one."""
@@ -48,9 +58,12 @@ class Entry:
         self.line = line
         self.size = len(line) if pending is None else len(line) + len(pending.options)
         """Bytes it occupies while it waits."""
+        self.descriptors = 0 if pending is None else pending.fds_needed
         self.message = message
         self.pending = pending
         self.state = QUEUED
+        self.in_doubt = False
+        """Whether it ended in a way in which the peer may own its handle."""
         self.waiter: object = None
 
 

@@ -1,20 +1,19 @@
 """Numbered handles that the peer has not acknowledged, and how many more it lets us send.
 
 The native dialect's half of ``outgoing``. Judges what the peer says about our handles; what then
-becomes of them is the caller's.
+becomes of them is the caller's. Handles have numbers; what is granted and counted is descriptors.
 """
 
 from __future__ import annotations
 
-from collections import deque
-
+from handleipc.answers import Answers
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Limits
 from handleipc.stages import Entry, EntryState
 
 __all__ = ["Window"]
 
-# A grant beyond this many handles is as good as none: our own limits are narrower.
+# A grant beyond this many descriptors is as good as none: our own limits are narrower.
 MOST_GRANTED = 65_536
 
 
@@ -23,39 +22,55 @@ class Window:
 
     Args:
         limits: how often the peer may ask again.
-        may_handles, may_bytes: what an invitation granted from the start.
+        may_descriptors, may_bytes: what an invitation granted from the start.
     """
 
-    def __init__(self, limits: Limits, may_handles: int, may_bytes: int) -> None:
-        self._limits = limits
-        self.may_handles = may_handles
-        """Handles may be numbered up to this."""
+    def __init__(self, limits: Limits, may_descriptors: int, may_bytes: int) -> None:
+        self.may_descriptors = may_descriptors
+        """Handles may be numbered while their descriptors, of all so far, are no more than this."""
         self.may_bytes = may_bytes
         """A counted line may begin while fewer bytes than this were sent."""
         self.bytes_sent = 0
         self.numbered = 0
+        self.descriptors_sent = 0
+        """Of all numbered handles."""
+        self.descriptors_out = 0
+        """Of those not acknowledged."""
         self.acked = 0
         self.unacked: dict[int, Entry] = {}
         """In the order of their numbers."""
-        self._asks: dict[int, int] = {}
-        self.resend: deque[int] = deque()
-        """Numbers of handles whose descriptors the peer asked for again."""
+        self.answers = Answers(limits)
+        """Handles whose descriptors the peer asked for again."""
 
     def __len__(self) -> int:
         return len(self.unacked)
 
+    def room(self) -> int:
+        """Return how many descriptors the peer's grant still covers; negative after a larger one.
+
+        A handle with more may leave when nothing of this direction is unacknowledged, so a peer
+        holds the larger of its window and one handle at most.
+        """
+        return self.may_descriptors - self.descriptors_sent
+
     def number(self, entries: list[Entry]) -> None:
         """Give handles the next numbers, in order."""
+        count = 0
         for sequence, entry in enumerate(entries, self.numbered + 1):
             entry.sequence = sequence
             self.unacked[sequence] = entry
+            count += entry.descriptors
         self.numbered += len(entries)
+        self.descriptors_sent += count
+        self.descriptors_out += count
 
     def unnumber(self, entry: Entry) -> None:
         """Take the last number back: its line has not left."""
         assert entry.sequence == self.numbered
         del self.unacked[entry.sequence]
         self.numbered -= 1
+        self.descriptors_sent -= entry.descriptors
+        self.descriptors_out -= entry.descriptors
 
     def acknowledge(self, ack: int) -> list[Entry]:
         """Take an acknowledgement, and return the handles it ends.
@@ -78,12 +93,12 @@ class Window:
             # None if it was refused.
             if entry is not None:
                 ended.append(entry)
+                self.descriptors_out -= entry.descriptors
+        if self.answers.were_asked:
+            for entry in ended:
+                self.answers.forget(entry.sequence)
         if not unacked:
             unacked.clear()  # or it would keep the room of its busiest moment
-        if self._asks:
-            self._asks = {sequence: n for sequence, n in self._asks.items() if sequence > ack}
-        if self.resend:
-            self.resend = deque(sequence for sequence in self.resend if sequence > ack)
         self.acked = ack
         return ended
 
@@ -96,8 +111,8 @@ class Window:
         refused = [self._outstanding(one, "refused") for one in range(first, first + count)]
         for entry in refused:
             del self.unacked[entry.sequence]
-            if entry.sequence in self.resend:
-                self.resend.remove(entry.sequence)
+            self.descriptors_out -= entry.descriptors
+            self.answers.forget(entry.sequence)
         return refused
 
     def ask_again(self, first: int, count: int) -> None:
@@ -109,29 +124,31 @@ class Window:
         """
         for sequence in range(first, first + count):
             self._outstanding(sequence, "asked again for")
-            if sequence in self.resend:
-                raise RemoteProtocolError(f"the peer asked twice for handle {sequence}")
-            asks = self._asks[sequence] = self._asks.get(sequence, 0) + 1
-            if asks > self._limits.asks:
-                raise RemoteProtocolError(f"the peer asked for handle {sequence} too often")
-            self.resend.append(sequence)
+            self.answers.ask(sequence)
 
-    def grant(self, handles: int, size: int) -> None:
+    def next_answer(self) -> Entry | None:
+        """Return the handle that is to be sent again next."""
+        sequence = self.answers.next()
+        return None if sequence is None else self.unacked[sequence]
+
+    def grant(self, descriptors: int, size: int) -> None:
         """Take the peer's grants.
 
         Raises:
             RemoteProtocolError: they were lowered.
         """
-        if handles < self.may_handles or size < self.may_bytes:
+        if descriptors < self.may_descriptors or size < self.may_bytes:
             raise RemoteProtocolError("the peer took back a grant")
-        self.may_handles = min(handles, max(self.may_handles, self.acked + MOST_GRANTED))
+        most = max(self.may_descriptors, self.descriptors_sent + MOST_GRANTED)
+        self.may_descriptors = min(descriptors, most)
         self.may_bytes = size
 
     def clear(self) -> list[Entry]:
         """Return everything not acknowledged, in order, and forget it."""
         entries = list(self.unacked.values())
         self.unacked.clear()
-        self.resend.clear()
+        self.answers.clear()
+        self.descriptors_out = 0
         return entries
 
     def _outstanding(self, sequence: int, verb: str) -> Entry:

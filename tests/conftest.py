@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from handleipc.asyncio.logs import throttle
 from tests.nodes import NODE_VERSIONS, node_binary
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop] | None] = {"asyncio": None}
@@ -44,6 +45,12 @@ def open_descriptors() -> dict[int, str]:
 def count_descriptors() -> int:
     """Return how many descriptors are open."""
     return len(open_descriptors())
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> None:
+    """Each test may have a line of each kind in the log, though the last had one a moment ago."""
+    throttle._kinds.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 from handleipc import codec
 from handleipc.deliveries import Deliveries, Received
 from handleipc.framing import DescriptorSet, LineFramer
-from handleipc.incoming import Refusal
+from handleipc.receiving import Refusal
 from handleipc.limits import Limits
 from handleipc.pending import Held
 from handleipc.protocol import ChannelProtocol, Invitation, State
@@ -16,7 +16,7 @@ from handleipc.stages import Entry
 from handleipc.system import InFlight, System
 
 INVITED = Invitation(8, 1 << 20)
-SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"handles":8,"bytes":1048576}\n'
+SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"descriptors":8,"bytes":1048576}\n'
 
 
 def take_one(deliveries: Deliveries) -> Received:
@@ -43,7 +43,9 @@ class Thing:
 class Fed:
     """A ``ChannelProtocol`` without a socket: what it is fed, writes and closes is plain data."""
 
-    def __init__(self, limits: Limits | None = None, *, slots: int = 99, **roles: Any) -> None:
+    def __init__(
+        self, limits: Limits | None = None, *, slots: int = 99, reads: bool = True, **roles: Any
+    ) -> None:
         self.now = 0.0
         self.slots = slots
         self.closed: list[int] = []
@@ -56,6 +58,8 @@ class Fed:
             in_flight=InFlight(),
         )
         self.protocol = ChannelProtocol(limits or Limits(), system, self._convert, **roles)
+        if reads:  # a reader that has earned everything
+            self.protocol.incoming.deliveries.pace = self.protocol.limits.ready
         self.framer = LineFramer(self.protocol.limits.line)
 
     def _convert(self, tag: str, options: Any, fds: list[int], kinds: list[int]) -> Thing:
@@ -76,6 +80,12 @@ class Fed:
         self.received += len(data)
         for i, batch in enumerate(self.framer.feed(data)):
             self.protocol.received(batch if i else dataclasses.replace(batch, sets=sets))
+        self.end_if_asked()
+
+    def end_if_asked(self) -> None:
+        """End the channel as a driver does that is asked to, with nothing left to read."""
+        if self.protocol.give_up is not None:
+            self.protocol.abort(self.protocol.give_up)
 
     # -- out -------------------------------------------------------------------------------------
 
@@ -113,7 +123,10 @@ class Fed:
 
     def outcomes(self) -> list[tuple[str, str | None]]:
         """What became of the entries that have ended since the last call."""
-        found = [(entry.message, reason) for entry, reason in self.protocol.outgoing.outcomes]
+        found = [
+            (entry.message, f"in doubt: {reason}" if entry.in_doubt else reason)
+            for entry, reason in self.protocol.outgoing.outcomes
+        ]
         self.protocol.outgoing.outcomes.clear()
         return found
 
@@ -135,10 +148,12 @@ class Fed:
         assert deadline is not None
         self.now = max(self.now, deadline)
         self.protocol.on_deadline()
+        self.end_if_asked()
 
     @property
     def error(self) -> str:
         """Why the channel ended, in words."""
+        self.end_if_asked()
         assert self.protocol.state is State.CLOSED
         return str(self.protocol.error)
 

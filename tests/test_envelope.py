@@ -58,7 +58,7 @@ def test_count_and_again_round_trip(sequence: int, fds: int) -> None:
     assert read(envelope.spell_again(sequence, fds)) == Again(sequence, fds)
 
 
-@given(st.dictionaries(st.sampled_from(["native", "ack", "handles", "bytes"]), NUMBERS))
+@given(st.dictionaries(st.sampled_from(["native", "ack", "descriptors", "bytes"]), NUMBERS))
 def test_control_round_trip(fields: dict[str, int]) -> None:
     """A control line comes back as the object that it is in both dialects."""
     value = read(envelope.spell_control(fields))
@@ -268,8 +268,8 @@ def test_decode_of_control_has_no_memory() -> None:
         {"ack": 2**53},
         {"ack": "1"},
         {"ack": []},
-        {"handles": -1},
-        {"handles": 2**70},
+        {"descriptors": -1},
+        {"descriptors": 2**70},
         {"bytes": 1.5},
         {"refuse": None},
         {"refuse": [1]},

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from handleipc import envelope
+from handleipc.deliveries import MESSAGE_COST
 from handleipc.exceptions import (
     ChannelClosed,
     DescriptorReleased,
@@ -54,7 +57,7 @@ NATIVE_RESULT = ["plain", (1, "a[5]"), 2, (3, "b[6, 7]"), 4, ([5], "c[8]")]
 
 def feed_split(end: Fed, stream: list[tuple[bytes, list[int]]], cuts: set[int]) -> list[object]:
     """Feed a stream cut at the given offsets, as the kernel would: never past descriptors."""
-    end.protocol.incoming.deliveries.limit = None
+    end.protocol.incoming.deliveries.takes_all = True
     at = 0
     for data, fds in stream:
         start = 0
@@ -171,7 +174,7 @@ def test_a_stray_reply_is_a_warning(reply: bytes) -> None:
     end = Fed()
     end.feed(reply + b"1\n")
     assert end.take() == [1]
-    assert "stray" in end.protocol.warnings[0]
+    assert "stray" in end.protocol.peer.warnings[0]
 
 
 def test_a_nested_retry_is_unwrapped() -> None:
@@ -377,7 +380,7 @@ def test_a_switch_out_of_place(roles, before: bytes, text: str) -> None:
         (SWITCH, [], False, "out of place"),
         (b'{"cmd":"NODE_HANDLEIPC","ack":1}\n', [], False, "outside of 0..0"),
         (b'{"cmd":"NODE_HANDLEIPC","ack":"1"}\n', [], False, "malformed"),
-        (b'{"cmd":"NODE_HANDLEIPC","ack":0,"handles":1,"bytes":1}\n', [], False, "took back"),
+        (b'{"cmd":"NODE_HANDLEIPC","ack":0,"descriptors":1,"bytes":1}\n', [], False, "took back"),
         (b'{"cmd":"NODE_HANDLEIPC","refuse":[[1,1,"kind"]]}\n', [], False, "does not have"),
         (b'{"cmd":"NODE_HANDLEIPC","again":[1,1]}\n', [], False, "does not have"),
         (b"\n", [], False, "not JSON"),
@@ -475,7 +478,7 @@ def test_acknowledged_while_it_was_to_be_sent_again() -> None:
     end.send(b"1", [5])
     end.write()
     end.feed(b'{"cmd":"NODE_HANDLEIPC","again":[1,1]}\n')
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"handles":9,"bytes":2097152}\n')
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"descriptors":9,"bytes":2097152}\n')
     assert end.write() == []
     assert end.outcomes() == [("1", None)]
     assert end.closed == [5]
@@ -497,8 +500,8 @@ def test_a_parked_retransmission_of_a_refused_handle() -> None:
 def test_an_absurd_grant_is_harmless() -> None:
     """It is worth as much as our own limits allow."""
     end = native()
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":0,"handles":9007199254740991,"bytes":2097152}\n')
-    assert end.protocol.outgoing.window.may_handles == 65_536
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":0,"descriptors":9007199254740991,"bytes":2097152}\n')
+    assert end.protocol.outgoing.window.may_descriptors == 65_536
 
 
 # -- native dialect: handles ----------------------------------------------------------------------
@@ -513,13 +516,14 @@ def test_many_handles_in_one_write() -> None:
         (b'[1,2]\n[2,1,1,"net.Socket",0]\n[2,2,1,"net.Socket",1]\n', [5, 6]),
         (b'[1,1]\n[2,3,1,"net.Socket",2]\n', [7]),
     ]
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":2,"handles":10,"bytes":2097152}\n')
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":2,"descriptors":10,"bytes":2097152}\n')
     assert end.outcomes() == [("0", None), ("1", None)]
 
 
 def test_no_set_exceeds_the_kernel() -> None:
     """253 descriptors go together, the next handle starts a set of its own."""
     end = native(Limits(set_size=253))
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":0,"descriptors":999,"bytes":1048576}\n')
     end.send(b"1", list(range(10, 210)))
     end.send(b"2", list(range(300, 400)))
     assert [len(fds) for _, fds in end.write()] == [200, 100]
@@ -621,7 +625,7 @@ def test_refused_by_the_peer() -> None:
     end.send(b"2", [6])
     end.write()
     end.feed(
-        b'{"cmd":"NODE_HANDLEIPC","refuse":[[1,1,"kind"]],"ack":2,"handles":9,"bytes":2097152}\n'
+        b'{"cmd":"NODE_HANDLEIPC","refuse":[[1,1,"kind"]],"ack":2,"descriptors":9,"bytes":2097152}\n'
     )
     assert end.outcomes() == [("1", "refused by the peer: kind"), ("2", None)]
     assert end.closed == [6]
@@ -716,7 +720,7 @@ def test_the_budget_of_the_process() -> None:
     end.send(b"1", [5])
     end.send(b"2", [6])
     assert [fds for _, fds in end.write()] == [[5]]
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"handles":9,"bytes":2097152}\n')
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"descriptors":9,"bytes":2097152}\n')
     assert [fds for _, fds in end.write()] == [[6]]
 
 
@@ -819,6 +823,8 @@ def test_the_kernel_will_not_carry_it_again() -> None:
     end.feed(b'{"cmd":"NODE_HANDLEIPC","again":[1,1]}\n')
     end.protocol.next_stage()
     end.protocol.handles_refused("not permitted")
+    assert end.protocol.next_stage() is None
+    end.end_if_asked()
     assert isinstance(end.protocol.error, LocalProtocolError)
     assert end.outcomes()[0][0] == "1"
 
@@ -921,7 +927,7 @@ def test_a_handle_whose_own_close_raises(dialect: str) -> None:
         end.feed(
             ACK
             if dialect == "node"
-            else b'{"cmd":"NODE_HANDLEIPC","ack":2,"handles":8,"bytes":1048576}\n'
+            else b'{"cmd":"NODE_HANDLEIPC","ack":2,"descriptors":8,"bytes":1048576}\n'
         )
         end.write()
     assert end.outcomes() == [("1", None), ("2", None)]
@@ -983,7 +989,7 @@ def test_after_epipe_acknowledgements_are_read() -> None:
     end.protocol.write_failed()
     assert end.protocol.next_stage() is None
     assert end.protocol.want_read(waiting=False)
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"handles":9,"bytes":2097152}\n')
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"descriptors":9,"bytes":2097152}\n')
     end.protocol.receive_eof()
     assert end.closed == [5]
     assert [(m, bool(r)) for m, r in end.outcomes()] == [("1", False), ("2", True)]
@@ -1021,7 +1027,7 @@ def test_disconnect_flushes() -> None:
     assert end.protocol.state is State.CLOSING
     assert not end.protocol.finished
     end.write()
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"handles":9,"bytes":2097152}\n')
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"descriptors":9,"bytes":2097152}\n')
     assert end.protocol.finished
     end.protocol.finish()
     assert end.protocol.ended_here
@@ -1123,7 +1129,7 @@ def test_what_comes_after_the_end_is_closed() -> None:
 
 def test_reading_from_a_node_peer_pauses() -> None:
     """While nobody takes what comes, unless a local wait needs it, up to the hard limit."""
-    end = Fed(Limits(held_bytes=10, held_messages=3, held_hard=30))
+    end = Fed(Limits(held_bytes=10, held_messages=3, held_hard=4 * MESSAGE_COST + 30))
     protocol = end.protocol
     end.feed(b"1\n2\n3\n")
     assert not protocol.want_read(waiting=False)
@@ -1138,7 +1144,7 @@ def test_reading_from_a_node_peer_pauses() -> None:
 
 def test_reading_goes_on_while_a_handle_is_unanswered() -> None:
     """Its reply may be behind what is held; up to a bound of its own."""
-    end = Fed(Limits(held_bytes=2, held_hard=2, node_hard=20))
+    end = Fed(Limits(held_bytes=2, held_hard=2, node_hard=MESSAGE_COST + 20))
     end.send(b"1", [5])
     end.write()
     end.feed(b"100\n")
@@ -1156,29 +1162,58 @@ def test_a_native_end_always_reads() -> None:
     assert end.protocol.want_read(waiting=False)
 
 
-def test_half_a_line_without_progress() -> None:
-    """After `incomplete_timeout` the channel ends; a pause of our own does not count."""
-    end = Fed()
+@pytest.mark.parametrize("make", [Fed, native], ids=["node", "native"])
+def test_half_a_line_may_take_its_time(make: Callable[[], Fed]) -> None:
+    """A peer may be stopped for any time in the middle of a line that brought no descriptors."""
+    end = make()
     end.feed(b'"half')
-    assert end.protocol.deadline() == 30.0
-    end.now = 20.0
-    end.feed(b" a line")
-    assert end.protocol.deadline() == 50.0
-    end.protocol.pause_progress_watch()
     assert end.protocol.deadline() is None
-    end.feed(b" more")
-    end.wait()
-    assert "unfinished for 30 s" in end.error
+
+
+def test_half_a_handle_of_a_node_peer() -> None:
+    """A Node peer may be stopped with a descriptor on its way, too: one set is all it can pin."""
+    end = Fed()
+    end.feed(b'{"cmd":"NODE_HANDLE"', [5])
+    assert end.protocol.deadline() is None
+    end.protocol.receive_eof()
+    assert end.closed == [5]
 
 
 def test_half_a_set_without_progress() -> None:
-    """Descriptors cannot be parked here for ever."""
+    """Descriptors cannot be parked here for ever: not without another byte."""
     end = native()
     end.feed(b'[1,2]\n[2,1,1,"x",1]\n', [5, 6])
     end.take()
     end.wait()
     assert "unfinished" in end.error
-    assert end.closed == [6]
+    assert end.now == 30.0
+    assert end.closed == [6]  # the first is the application's
+
+
+def test_half_a_set_with_a_byte_now_and_then() -> None:
+    """Nor with any number of bytes that do not finish it: ten times as long in all."""
+    end = native()
+    end.feed(b"[1,2", [5, 6])
+    while end.protocol.state is State.OPEN:
+        assert end.protocol.deadline() <= 300.0
+        end.now = min(end.now + 29.0, end.protocol.deadline())
+        end.protocol.on_deadline()
+        end.feed(b" ")
+    assert "unfinished" in end.error
+    assert end.now == 300.0
+    assert sorted(end.closed) == [5, 6]
+
+
+def test_one_set_after_the_other() -> None:
+    """A busy peer is always in the middle of something: each set has its own time."""
+    end = native(Limits(window=100))
+    end.feed(b"[1,1", [5])
+    for i in range(20):
+        end.now += 29.0
+        end.feed(b']\n[2,%d,1,"x",1]\n' % (i + 1))
+        end.take()
+        end.feed(b"[1,1", [6 + i])
+    assert end.protocol.state is State.OPEN
 
 
 def test_deadlines_that_are_not_due() -> None:
@@ -1283,16 +1318,17 @@ def test_water_marks() -> None:
     for i in range(4):
         end.send(b"1", [5 + i])
     assert outgoing.is_above_water()
-    assert outgoing.waiting_handles == 4
+    assert outgoing.waiting_descriptors == 4
     end.write()
     assert outgoing.is_above_water()
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":3,"handles":9,"bytes":2097152}\n')
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":3,"descriptors":9,"bytes":2097152}\n')
     assert not outgoing.is_above_water()
 
 
 def test_a_retransmission_no_larger_than_the_kernel_takes() -> None:
     """What does not fit into one write comes in the next."""
     end = native(Limits(set_size=253))
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":0,"descriptors":999,"bytes":1048576}\n')
     end.send(b"1", list(range(10, 210)))
     end.send(b"2", list(range(300, 400)))
     end.write()
@@ -1367,7 +1403,7 @@ def test_an_acknowledgement_of_what_is_parked() -> None:
     end.write()
     end.send(b"2", [6])
     assert end.protocol.next_stage() is not None
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":2,"handles":99,"bytes":99999999}\n')
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":2,"descriptors":99,"bytes":99999999}\n')
     assert "which it does not have" in str(end.protocol.error)
     assert [message for message, reason in end.outcomes() if reason] == ["1", "2"]
 
@@ -1378,7 +1414,7 @@ def test_a_success_that_nobody_waits_for() -> None:
     for message in (b"1", b"2"):
         end.send(message, [5]).waiter = None
     end.write()
-    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"handles":99,"bytes":99999999}\n')
+    end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"descriptors":99,"bytes":99999999}\n')
     assert end.outcomes() == []
     end.protocol.receive_eof()
     assert [message for message, _ in end.outcomes()] == ["2"]

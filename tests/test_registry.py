@@ -12,7 +12,7 @@ from handleipc import conversions
 from handleipc.ancillary import descriptor_kind
 from handleipc.exceptions import MessageNotSerializable, UnsupportedHandle
 from handleipc.fds import FileDescriptor
-from handleipc.incoming import Refusal
+from handleipc.receiving import Refusal
 from handleipc.pending import Held, PendingHandle
 from handleipc.registry import Registry
 

@@ -7,13 +7,15 @@ decided in ``protocol``.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
+from handleipc.asyncio.attachment import NO_THREAD
 from handleipc.asyncio.driver import Aborted, process_system
 from handleipc.asyncio.handles import default_registry
+from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.sender import Sender
 from handleipc.deliveries import Internal, Received
 from handleipc.exceptions import (
@@ -25,8 +27,6 @@ from handleipc.limits import Limits
 from handleipc.protocol import ChannelProtocol, Invitation, State
 
 __all__ = ["Channel"]
-
-log = logging.getLogger("handleipc")
 
 Message = Received
 
@@ -64,6 +64,7 @@ class Channel(Sender):
                 process_system,
                 self._convert if accept_handles else default_registry.refuse,
                 direct=default_registry.direct if accept_handles else None,
+                check=default_registry.check if accept_handles else default_registry.refuse_all,
                 inviting=inviting,
                 invited_by=invited_by,
             ),
@@ -81,7 +82,7 @@ class Channel(Sender):
     @property
     def connected(self) -> bool:
         """Whether messages can be sent. False at once after ``disconnect()``."""
-        return self._protocol.state is State.OPEN
+        return self._protocol.state is State.OPEN and not self._link.at_eof
 
     @property
     def dialect(self) -> str:
@@ -94,10 +95,13 @@ class Channel(Sender):
         Cancelled, it has taken nothing.
 
         Raises:
-            ChannelBusy: there is a ``"message"`` listener, or another ``recv`` waits.
-            ChannelClosed: this end has disconnected, and everything was read.
+            ChannelBusy: there is a ``"message"`` listener, or another ``recv`` waits, or another
+                event loop has the channel.
+            ChannelClosed: this end has disconnected, and everything was read; or the event loop of
+                the channel has ended.
             ChannelBroken: the peer has disconnected, and everything was read.
             RemoteProtocolError: the peer broke the protocol.
+            ForkedCopy: this is a forked copy of the process that has the channel.
         """
         await self._wait_ready()
         return self._take()
@@ -117,6 +121,8 @@ class Channel(Sender):
         try:
             return await self.recv()
         except ChannelClosed:
+            if not self._ends_quietly():
+                raise
             raise StopAsyncIteration from None
 
     async def batches(self) -> AsyncIterator[list[Message]]:
@@ -129,6 +135,8 @@ class Channel(Sender):
             try:
                 await self._wait_ready()
             except ChannelClosed:
+                if not self._ends_quietly():
+                    raise
                 return
             finally:
                 self._wants_all = False
@@ -148,26 +156,35 @@ class Channel(Sender):
         Args:
             timeout: seconds to flush, then ``abort()``; None means ``Limits.disconnect_timeout``.
         """
+        self._check_use()
         limit = self._limits.disconnect_timeout if timeout is None else timeout
         self._protocol.disconnect(limit)
         self._schedule_turn()
 
     async def wait_disconnected(self) -> None:
         """Wait until the channel has ended, whoever ended it."""
+        self._check_use()
         await self._ended.wait()
 
     def abort(self) -> None:
         """End now. Handles not acknowledged come back; what is queued is lost.
 
         Towards a living Node peer the one handle in flight cannot be taken back: this end's copy
-        is closed, and it is reported as undelivered ``in doubt``.
+        is closed, and it is reported as undelivered ``in doubt``, or as ``HandleInDoubt``.
         """
+        self._refuse_copy()
+        if self._thread != NO_THREAD:
+            self._check_use()
         self._abort(Aborted())
-        self._turn()
 
     # -- taking ----------------------------------------------------------------------------------
 
+    def _ends_quietly(self) -> bool:
+        """Say whether an iteration just ends now that the channel has, and does not raise."""
+        return self._is_closed
+
     async def _wait_ready(self) -> None:
+        self._check_use()
         if self._has_listeners("message"):
             raise ChannelBusy("a 'message' listener takes the messages of this channel: remove it")
         if self._reader is not None:
@@ -175,12 +192,14 @@ class Channel(Sender):
         incoming = self._protocol.incoming
         # A listener may have gone since the last turn: what was its own is not for a reader.
         self._say_who_takes()
+        incoming.deliveries.reader_came()
         while not incoming.ready:
             if self._is_closed:
                 if isinstance(self._protocol.error, RemoteProtocolError):
                     raise self._protocol.error
                 raise self._why_closed()
             self._reader = self._loop.create_future()
+            incoming.deliveries.found_nothing()
             if incoming.holds or not self._is_reading:
                 self._turn()
             else:
@@ -207,9 +226,12 @@ class Channel(Sender):
         listened = bool(self._listeners.get("message"))
         if listened is deliveries.holds_back:
             deliveries.hold_back(not listened)
-        deliveries.limit = None if listened or self._wants_all else self._limits.ready
+        deliveries.takes_all = listened or self._wants_all
+        if listened:
+            deliveries.reader_came()
 
     def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
+        self._refuse_copy()
         if event == "message" and self._reader is not None:
             raise ChannelBusy("recv() or an iteration waits for the next message already")
         super()._add(event, listener, once=once)
@@ -227,8 +249,8 @@ class Channel(Sender):
         while urgent or (ready and listeners.get("message")):
             given = True
             self._give(deliveries.take_urgent() if urgent else deliveries.take())
-        if ready and self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        if ready:
+            self._wake_reader()
         return given
 
     def _give(self, received: Received) -> None:
@@ -243,13 +265,21 @@ class Channel(Sender):
 
     # -- what the driver asks --------------------------------------------------------------------
 
+    def _begin_turn(self) -> None:
+        self._protocol.incoming.deliveries.turn_ended(is_waited_for=self._reader is not None)
+
     def _prepare(self) -> None:
         self._say_who_takes()
+        self._protocol.incoming.listens_internal = bool(
+            self._listeners.get("internal_message") or self.lists
+        )
         self.lists.flush_reports()
 
     def _exchange(self) -> bool:
         self._report_outcomes()
-        given = self._deliver()
+        # Only for what is still waited for, now that all was written that could be.
+        waits = self._protocol.watch_waits(awaited=self._waits_for_the_peer)
+        given = self._deliver() or waits
         self._report_faults()
         self._wake_waiters()
         return self._ask_for_more() or given
@@ -270,29 +300,37 @@ class Channel(Sender):
         for failed in (protocol.outgoing.queue.failed, protocol.incoming.deliveries.failed):
             while failed:
                 self._report_close(*failed.popleft())
-        if not (protocol.warnings or protocol.incoming.errors):
+        if not (protocol.peer.warnings or protocol.incoming.errors):
             return
-        warnings, protocol.warnings = protocol.warnings, []
+        warnings, protocol.peer.warnings = protocol.peer.warnings, []
         for text in warnings:
-            log.warning("%r %s", self, text)
+            throttle.warning("stray reply", "%r %s", self, text)
         errors, protocol.incoming.errors = protocol.incoming.errors, []
         for error in errors:
             if not self._emit("error", error):
-                log.warning("%r: %s", self, error)
+                throttle.warning(f"error {type(error).__name__}", "%r: %s", self, error)
 
     # -- ends ------------------------------------------------------------------------------------
 
     def _closed(self) -> None:
-        self._report_outcomes()
-        self.lists.ended()
-        self._report_faults()
-        self._wake_waiters()
-        self._give_what_is_left()
+        with contextlib.ExitStack() as steps:
+            # Everybody is told, whatever another's listener did. The last one pushed runs first.
+            steps.callback(self._tell_the_end)
+            steps.callback(self._wake_reader)
+            steps.callback(self._give_what_is_left)
+            steps.callback(self._wake_waiters)
+            steps.callback(self._report_faults)
+            steps.callback(self.lists.ended)
+            steps.callback(self._report_outcomes)
+
+    def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+    def _tell_the_end(self) -> None:
         error = self._protocol.error
         if isinstance(error, RemoteProtocolError) and not self._emit("error", error):
-            log.warning("%r: %s", self, error)
+            throttle.warning(f"end {type(error).__name__}", "%r: %s", self, error)
         if not self._loop.is_closed():
             self._loop.call_soon(self._emit_disconnect)
 
@@ -310,4 +348,4 @@ class Channel(Sender):
 
     def __repr__(self) -> str:
         state = self._protocol.state.name.lower()
-        return f"<{type(self).__name__} {state} {self.dialect} fd={self._sock.fileno()}>"
+        return f"<{type(self).__name__} {state} {self.dialect} fd={self._link.fileno()}>"

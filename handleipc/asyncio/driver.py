@@ -1,29 +1,35 @@
-"""Drives one protocol on one socket of the event loop: reads, writes, keeps its deadlines.
+"""Drives one protocol on one socket of the event loop: reads, writes, keeps its deadlines, ends it.
 
 On the raw descriptor with ``add_reader`` and ``add_writer``, the one interface that asyncio and
 uvloop share for a socket whose descriptors must not be lost: a transport would read with ``recv``,
 which drops them. Knows no message and no listener; ``channel`` does.
+
+Everything that happens goes through ``_turn``, so an exception of a read, a deadline or a turn is
+caught in one place, where it becomes the end of the channel. Every end goes through ``_end``, whose
+steps come in one order and run whatever the one before did.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import errno
 import select
 import socket
-import threading
+import sys
 import time
-from collections.abc import AsyncGenerator
 
-from handleipc.ancillary import Receiver, Refused, send_with_fds
-from handleipc.asyncio.emitter import Emitter
+from handleipc.ancillary import Refused, discard
+from handleipc.asyncio.attachment import NO_THREAD, Attachment
 from handleipc.exceptions import (
     ChannelBroken,
     ChannelClosed,
     HandleIPCError,
     LocalProtocolError,
+    RemoteProtocolError,
 )
-from handleipc.framing import Batch, LineFramer
+from handleipc.framing import MAX_ENDS, Batch
+from handleipc.link import Link
+from handleipc.ownership import in_copies
 from handleipc.protocol import ChannelProtocol, State
 from handleipc.stages import Stage
 from handleipc.system import System
@@ -31,14 +37,20 @@ from handleipc.system import System
 __all__ = ["Aborted", "Driver", "process_system"]
 
 # One process, one budget of descriptors in flight.
-process_system = System()
+process_system = System(close=discard)
+in_copies(process_system.in_flight.start_again)
 
 # Bytes written before the event loop gets its turn.
 WRITE_BUDGET = 1024 * 1024
+# What one channel may do in one turn of the loop, in seconds: others wait that long for theirs. A
+# neighbour's answer takes a quarter of a millisecond where nobody else does anything.
+SLICE = 0.0002
+# Lines taken in one turn are as many as that takes, but not fewer than these.
+FEWEST_LINES = 16
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
-# The kernel keeps four bytes of buffer accounting or fewer for each byte it can hold.
-BUFFER_FACTOR = 4
+# Errors of a read that pass by themselves.
+NO_MEMORY = frozenset({errno.ENOBUFS, errno.ENOMEM})
 
 
 class Aborted(HandleIPCError):
@@ -48,7 +60,7 @@ class Aborted(HandleIPCError):
         return "this end aborted the channel"
 
 
-class Driver(Emitter):
+class Driver(Attachment):
     """What a channel does with its socket. Subclasses say what to do with messages.
 
     Args:
@@ -57,24 +69,28 @@ class Driver(Emitter):
     """
 
     def __init__(self, sock: socket.socket, protocol: ChannelProtocol) -> None:
-        super().__init__(asyncio.get_running_loop())
-        sock.setblocking(False)
-        self._sock = sock
-        self._fd = sock.fileno()
+        self._link = Link(sock, protocol.limits.line)
+        super().__init__(self._link.fd)
         self._limits = protocol.limits
         self._protocol = protocol
         protocol.on_wake = self._schedule_turn
-        self._receiver = Receiver(LineFramer(protocol.limits.line))
-        self._is_reading = self._is_writing = False
+        protocol.before_settling = self._stop_receiving
+        protocol.outgoing.window.answers.peer_has_read = self._link.peer_has_read
+        self._lines = MAX_ENDS
+        """How many lines are taken in one turn."""
         self._in_turn = False
         self._in_read = False
         """Whether lines are being taken: conversions run then, and those are the application's."""
+        self._has_ended = False
         self._abort_after_read: HandleIPCError | None = None
-        self._turn_scheduled = self._read_scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._no_memory_since: float | None = None
+        self._read_again_at: float | None = None
         self._attach()
 
     # -- what a subclass does --------------------------------------------------------------------
+
+    def _begin_turn(self) -> None:
+        """Look at what the application did since the last turn."""
 
     def _prepare(self) -> None:
         """Tell the protocol how the application takes messages now."""
@@ -87,7 +103,14 @@ class Driver(Emitter):
         """The protocol and the socket are closed. Called once."""
 
     def _give_what_is_left(self) -> None:
-        """Called by turns after the end: somebody may have begun to listen."""
+        """Give listeners what is still held, after the end: somebody may have begun to listen."""
+
+    def _waits_for_exit(self) -> bool:
+        """Say whether the peer has closed because its process is ending: ``_end`` comes with that.
+
+        The process closes its sockets before anybody can learn how it ended.
+        """
+        return False
 
     @property
     def _is_waited_for(self) -> bool:
@@ -106,103 +129,93 @@ class Driver(Emitter):
             return ChannelClosed("this end has aborted the channel")
         if error is None and self._protocol.ended_here:
             return ChannelClosed("this end has disconnected: nothing more can be sent")
-        broken = ChannelBroken(f"the channel has ended: {error or 'the peer closed it'}")
+        return self._broken(error)
+
+    def _broken(self, error: HandleIPCError | None) -> ChannelBroken:
+        """Return the exception that says how the outside ended the channel."""
+        broken = ChannelBroken(
+            f"the channel has ended: {error or 'the peer closed it'}",
+            opened=self._protocol.peer.was_opened,
+        )
         broken.__cause__ = error
         return broken
 
-    # -- the event loop --------------------------------------------------------------------------
+    # -- turns -----------------------------------------------------------------------------------
 
-    def _attach(self) -> None:
-        """Serve the channel on the running loop, until it ends or the loop does."""
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._keeper = _until_the_loop_ends(self)
-        # Runs up to its yield, which never suspends: now the loop will close it when it ends.
-        with contextlib.suppress(StopIteration):
-            self._keeper.__anext__().send(None)
-        self._turn_scheduled = self._read_scheduled = False
-        self._schedule_turn()
-
-    def _dismiss_keeper(self) -> None:
-        with contextlib.suppress(StopIteration, RuntimeError):  # RuntimeError: it is running us
-            self._keeper.aclose().send(None)
-
-    def _detach(self) -> None:
-        """Take everything off the loop; the socket stays open."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._watch(reading=False, writing=False)
-
-    def _watch(self, *, reading: bool, writing: bool) -> None:
-        if reading is not self._is_reading:
-            self._is_reading = reading
-            if reading:
-                self._loop.add_reader(self._fd, self._on_readable)
-            else:
-                self._loop.remove_reader(self._fd)
-        if writing is not self._is_writing:
-            self._is_writing = writing
-            if writing:
-                self._loop.add_writer(self._fd, self._turn)
-            else:
-                self._loop.remove_writer(self._fd)
-
-    def _on_readable(self) -> None:
-        if self._is_reading:
-            self._read()
-            self._turn()
-
-    def _schedule_read(self) -> None:
-        if not self._read_scheduled:
-            self._read_scheduled = True
-            self._loop.call_soon(self._scheduled_read)
-
-    def _scheduled_read(self) -> None:
-        self._read_scheduled = False
-        self._on_readable()
-
-    def _schedule_turn(self) -> None:
-        if not self._turn_scheduled and not self._loop.is_closed():
-            self._turn_scheduled = True
-            self._loop.call_soon(self._scheduled_turn)
-
-    def _scheduled_turn(self) -> None:
-        self._turn_scheduled = False
+    def _on_hangup(self) -> None:
+        self._watches_hangup = False
+        self._protocol.has_hung_up = True
         self._turn()
 
-    def _turn(self) -> None:
-        """Do everything that can be done now: write, give, settle, and watch for the rest."""
+    def _turn(self, *, reading: bool = False, due: bool = False) -> None:
+        """Do everything that can be done now: read, write, give, settle, and watch for the rest.
+
+        Args:
+            reading: the socket is readable, or the buffer holds more lines.
+            due: a deadline may have come.
+        """
+        if self._is_copy:
+            return  # the loop's epoll is the original's too
         if self._in_turn or self._in_read:
             # A listener or a conversion asked for it: what it wants is done when it returns.
             self._schedule_turn()
             return
         self._in_turn = True
         try:
-            if self._sock.fileno() < 0:
+            if self._has_ended:
                 self._give_what_is_left()
                 return
-            writing = self._go_on()
-            if self._is_closed:
-                self._end()
-                return
+            self._begin_turn()
+            if due:
+                self._protocol.on_deadline()
+            if reading:
+                self._read_slice()
+            else:
+                self._work()
         except Exception as error:
             # A defect. The channel ends with it, rather than stall or try for ever.
-            self._protocol.abort(LocalProtocolError(f"the channel failed: {error!r}"))
-            self._schedule_turn()
+            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
             raise
         except BaseException:
             self._schedule_turn()  # a signal handler raised: for what was not done yet
             raise
         finally:
             self._in_turn = False
-        reading = self._protocol.want_read(waiting=self._is_waited_for)
-        if not reading:
-            self._protocol.pause_progress_watch()
-        self._watch(reading=reading, writing=writing)
-        if reading and self._receiver.must_go_on:
+
+    def _read_slice(self) -> None:
+        """Read, and go on with what came, for about as long as a turn may take."""
+        start = time.perf_counter()
+        self._read()
+        self._work()
+        took = time.perf_counter() - start
+        if took > SLICE:
+            self._lines = max(FEWEST_LINES, self._lines // 2)
+        elif self._lines < MAX_ENDS and took < SLICE / 2:
+            self._lines *= 2
+
+    def _work(self) -> None:
+        """Write and give what there is, then end the channel or watch for what comes next."""
+        writing = not self._is_over and self._go_on()
+        if self._is_over:
+            self._end()
+            return
+        protocol = self._protocol
+        if protocol.give_up is not None:
+            self._end(protocol.give_up)
+            return
+        reading = protocol.want_read(waiting=self._is_waited_for)
+        if reading and self._read_again_at is not None:
+            reading = False
+        paused = not (reading or protocol.has_hung_up)
+        self._watch(reading=reading, writing=writing, hangup=paused)
+        if reading and self._link.must_go_on:
             self._schedule_read()
-        self._arm_timer()
+        self._arm_timer(self._deadline())
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing is left to do but to end."""
+        return self._has_ended or self._is_closed or self._link.at_eof
 
     def _write_early(self) -> None:
         """Write without giving the application anything, in the middle of its own doing.
@@ -211,7 +224,7 @@ class Driver(Emitter):
         that follows.
         """
         self._schedule_turn()
-        if self._in_turn or self._in_read or self._is_writing or self._is_closed:
+        if self._in_turn or self._in_read or self._is_writing or self._is_over:
             return
         # As in a turn: what it calls may send, too.
         self._in_turn = True
@@ -223,7 +236,11 @@ class Driver(Emitter):
                 and protocol.want_read(waiting=self._is_waited_for)
             ):
                 self._read()
-            self._write()
+            if not self._is_over:
+                self._write()
+        except Exception as error:
+            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
+            raise
         finally:
             self._in_turn = False
 
@@ -235,46 +252,55 @@ class Driver(Emitter):
             protocol.incoming.pump()
             writing = self._write()
             given = self._exchange()
-            if protocol.finished:
-                protocol.finish()
-            if not given or self._is_closed:
+            if self._is_over or protocol.finished or not given:
+                if protocol.finished and not self._is_over:
+                    self._end(politely=True)
                 return writing
 
-    def _arm_timer(self) -> None:
-        deadline = self._protocol.deadline()
-        if deadline is None:
-            return
-        when = deadline - process_system.clock() + self._loop.time()
-        # An earlier timer that fires for nothing costs less than one rearmed at every read.
-        if self._timer is None or self._timer.when() > when:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(when, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._protocol.on_deadline()
-        self._turn()
+    def _deadline(self) -> float | None:
+        deadline, again = self._protocol.deadline(), self._read_again_at
+        if deadline is None or again is None:
+            return deadline if again is None else again
+        return min(deadline, again)
 
     # -- the socket ------------------------------------------------------------------------------
 
-    def _read(self, *, peer_is_dead: bool = False) -> None:
-        protocol = self._protocol
-        try:
-            batch = self._receiver.receive(self._fd)
-        except HandleIPCError as error:
-            protocol.abort(error)
+    def _read(self) -> None:
+        """Take what has come."""
+        if self._read_again_at is not None and process_system.clock() < self._read_again_at:
             return
-        except OSError:
+        self._read_again_at = None
+        try:
+            batch = self._link.read(self._lines)
+        except RemoteProtocolError as error:
+            self._protocol.is_deaf = True
+            self._protocol.abort(error)
+            return
+        except HandleIPCError as error:
+            self._end(error)
+            return
+        except OSError as error:
+            self._read_failed(error)
+            return
+        self._no_memory_since = None
+        self._take_lines(batch)
+        if self._abort_after_read is not None:
+            self._end(self._abort_after_read)
+
+    def _read_failed(self, error: OSError) -> None:
+        now = process_system.clock()
+        if error.errno in NO_MEMORY:
+            if self._no_memory_since is None:
+                self._no_memory_since = now
+            if now - self._no_memory_since < self._limits.retry_time:
+                self._read_again_at = now + self._limits.in_flight_delay_max
+                return
+        if isinstance(error, ConnectionError):
             # ECONNRESET: the peer closed with something of ours unread. What it had sent was
             # delivered before this.
-            protocol.receive_eof(peer_is_dead=peer_is_dead)
-            return
-        self._take_lines(batch)
-        if self._receiver.at_eof:
-            protocol.receive_eof(peer_is_dead=peer_is_dead)
-        elif self._abort_after_read is not None:
-            self._abort(self._abort_after_read)
+            self._end()
+        else:
+            self._end(LocalProtocolError(f"the channel cannot be read: {error.strerror}"))
 
     def _take_lines(self, batch: Batch) -> None:
         # Whatever a conversion does meanwhile: the lines are in the buffer of the next read.
@@ -283,15 +309,6 @@ class Driver(Emitter):
             self._protocol.received(batch)
         finally:
             self._in_read = False
-
-    def _read_rest(self, *, peer_is_dead: bool = False) -> None:
-        """Read what is in the socket now, one buffer at most, without waiting for EOF."""
-        buffer = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) * BUFFER_FACTOR
-        most = self._receiver.position + buffer
-        while not self._is_closed and self._receiver.position < most:
-            self._read(peer_is_dead=peer_is_dead)
-            if self._receiver.drained or self._receiver.at_eof:
-                return
 
     def _write(self) -> bool:
         """Write what may leave. Returns whether to call again when the socket is writable."""
@@ -302,18 +319,20 @@ class Driver(Emitter):
                 self._schedule_turn()
                 return False
             try:
-                written = send_with_fds(self._fd, stage.data, stage.offset, stage.fds)
+                written = self._link.write(stage)
             except OSError as error:
                 self._write_failed(stage, error)
                 continue
             if written is Refused.AGAIN:
                 return True
             if written is Refused.IN_FLIGHT:
-                if not stage.fds:
-                    # No memory for a few bytes, and yet the socket may be writable.
-                    self._loop.call_later(self._limits.in_flight_delay_max, self._schedule_turn)
-                    return False
                 protocol.write_refused()
+                continue
+            if written is Refused.NO_MEMORY:
+                if not protocol.out_of_memory():
+                    self._write_failed(stage, OSError(errno.ENOMEM, "no memory to write"))
+                elif protocol.outgoing.stage is stage:
+                    return False  # a few bytes of control, or the rest of a stage: on time
                 continue
             assert isinstance(written, int)
             budget -= written
@@ -323,60 +342,141 @@ class Driver(Emitter):
         return False
 
     def _write_failed(self, stage: Stage, error: OSError) -> None:
+        """Take an error that does not pass: of the descriptors, or of the channel."""
         if stage.fds and not stage.offset and not isinstance(error, ConnectionError):
             # EPERM: the peer has SO_PASSRIGHTS off. EBADF, EINVAL: not a descriptor that travels.
             self._protocol.handles_refused(f"the kernel does not pass it on: {error.strerror}")
+            return
+        self._protocol.write_failed()
+        if not isinstance(error, ConnectionError):
+            self._end(LocalProtocolError(f"the channel cannot be written: {error.strerror}"))
+        elif self._link.peer_lives():
+            self._end(
+                RemoteProtocolError(
+                    "the peer has shut its reading side down and lives on, so nothing can be said"
+                )
+            )
         else:
-            self._protocol.write_failed()
-            self._schedule_read()
+            self._end()
 
     # -- ends ------------------------------------------------------------------------------------
 
     def _abort(self, error: HandleIPCError) -> None:
-        if self._is_closed:
+        if self._has_ended:
             return
         if self._in_read:
             self._abort_after_read = error
-            return
-        # The peer's later acknowledgements fail there, and those it has sent are read here: no
-        # handle ends with two owners. Linux keeps what is queued readable after SHUT_RD.
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RD)
-        while not (self._is_closed or self._receiver.at_eof):
-            self._read_before_abort(error)
-        self._protocol.abort(error)
+        else:
+            self._end(error)
 
-    def _read_before_abort(self, error: HandleIPCError) -> None:
-        try:
-            batch = self._receiver.receive(self._fd)
-        except (OSError, HandleIPCError):
-            self._protocol.abort(error)
-            return
-        self._take_lines(batch)
+    def _end(
+        self,
+        error: HandleIPCError | None = None,
+        *,
+        politely: bool = False,
+        peer_is_dead: bool = False,
+    ) -> None:
+        """End the channel: every end passes here, once, and every step runs whatever others did.
 
-    def _end(self) -> None:
-        """The protocol is closed: close the socket, then tell everybody, once."""
-        if self._sock.fileno() < 0:
+        The reading side is shut down first: later acknowledgements fail at the peer, and those that
+        it has written are still read here (Linux keeps them readable), so no handle gets two
+        owners. Only then is everything settled. The writing side is shut down before the socket is
+        closed, or the end would not reach a peer while a forked copy holds the socket open.
+
+        Args:
+            error: why, if neither end closed it on purpose.
+            politely: this end has disconnected, and everything is flushed.
+            peer_is_dead: the peer's process is known to have ended.
+        """
+        if self._has_ended:
             return
-        self._detach()
-        self._receiver.close()
-        self._sock.close()
-        self._dismiss_keeper()
-        self._closed()
+        if error is None and not (politely or peer_is_dead) and self._waits_for_exit():
+            self._detach()
+            return
+        self._has_ended = True
+        unread = True
+
+        def read() -> None:
+            nonlocal unread
+            unread = not self._read_to_the_end()
+
+        def settle() -> None:
+            protocol = self._protocol
+            if protocol.state is State.CLOSED:
+                pass  # the peer broke a rule: nothing it says counts any more
+            elif politely:
+                protocol.finish()
+            elif error is None and not (unread and protocol.outgoing.handles_out):
+                protocol.receive_eof(peer_is_dead=peer_is_dead)
+            else:
+                protocol.abort(
+                    error or LocalProtocolError("what the peer had written could not be read"),
+                    peer_is_dead=peer_is_dead,
+                    unread=unread,
+                )
+
+        with contextlib.ExitStack() as steps:
+            # The last one pushed runs first.
+            steps.callback(self._closed)
+            steps.callback(self._dismiss_keeper)
+            steps.callback(self._link.close)
+            steps.callback(self._detach)
+            steps.callback(settle)
+            if not self._is_closed:
+                steps.callback(read)
+            steps.callback(self._stop_receiving)
+
+    def _stop_receiving(self) -> None:
+        if sys.platform != "linux" and not self._is_closed:
+            self._read_to_the_end()  # BSD drops what is queued
+        self._link.stop_receiving()
+
+    def _read_to_the_end(self) -> bool:
+        """Take everything that the peer has written, without waiting. Returns whether it was all.
+
+        The reading side is shut down, so there is an end; should that have failed, one socket
+        buffer is read at most.
+        """
+        protocol, link = self._protocol, self._link
+        most = link.rest()
+        while not (self._is_closed or protocol.is_deaf):
+            if link.at_eof:
+                return True
+            try:
+                batch = link.read()
+            except ConnectionError:
+                return True
+            except (OSError, HandleIPCError):
+                return False
+            self._take_lines(batch)
+            if not (link.has_rest(most) or link.must_go_on):
+                return True
+        return not protocol.is_deaf
+
+    def _give_up(self) -> None:
+        """Close the copy's socket: the end of the channel must not wait for this process."""
+        self._thread = NO_THREAD
+        self._link.forget()
 
     def _loop_ends(self) -> None:
         """The event loop is about to close: write what is queued, within a second."""
-        if self._is_closed:
+        if self._has_ended or self._is_copy:
             return
         self._in_turn = True
         try:
             self._go_on_blocking(time.monotonic() + LAST_FLUSH)
+            if self._has_ended:
+                return
             if self._protocol.state is State.CLOSING:
-                self._protocol.abort(LocalProtocolError("the event loop ended before the flush"))
-            if self._is_closed:
+                self._end(LocalProtocolError("the event loop ended before the flush"))
+            elif self._is_over:
                 self._end()
             else:
                 self._detach()
+                self._thread = NO_THREAD
+        except Exception as error:
+            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
+            raise
         finally:
             self._in_turn = False
 
@@ -387,7 +487,7 @@ class Driver(Emitter):
         while True:
             writing = self._go_on()
             left = deadline - time.monotonic()
-            if self._is_closed or left <= 0:
+            if self._is_over or left <= 0:
                 return
             if protocol.state is State.OPEN and protocol.outgoing.idle:
                 return
@@ -395,15 +495,6 @@ class Driver(Emitter):
             due = protocol.deadline()
             wait = left if due is None else min(left, max(0.0, due - process_system.clock()))
             events = poll.poll(int(wait * 1000) + 1)
-            if self._receiver.must_go_on or (events and events[0][1] & ~select.POLLOUT):
+            if self._link.must_go_on or (events and events[0][1] & ~select.POLLOUT):
                 self._read()
             protocol.on_deadline()
-
-
-async def _until_the_loop_ends(driver: Driver) -> AsyncGenerator[None, None]:
-    # An asynchronous generator, since loops close those when they end (shutdown_asyncgens, which
-    # asyncio.run calls last), and say nothing about one that was dropped.
-    try:
-        yield
-    finally:
-        driver._loop_ends()

@@ -166,13 +166,10 @@ class Child(Channel):
             return  # readable for another reason, such as a debugger
         self._forget_pidfd()
         self._exited.set_result(code)
-        if not self._is_closed:
-            # What the process left in the socket is read. Its EOF is not waited for: a grandchild
-            # may hold the other end open.
-            self._read_rest(peer_is_dead=True)
-            self._protocol.receive_eof(peer_is_dead=True)
-            self._protocol.error = self._protocol.error or WorkerExited(self.exit_code, self.signal)
-            self._turn()
+        # What the process left in the socket is read. Its EOF is not waited for: a grandchild may
+        # hold the other end open.
+        exited = WorkerExited(self.exit_code, self.signal, opened=self._protocol.peer.was_opened)
+        self._end(exited, peer_is_dead=True)
         self._emit_disconnect()
         self._emit("exit", self.exit_code, self.signal)
         self._emit_close()
@@ -189,8 +186,7 @@ class Child(Channel):
         super()._loop_ends()
         if not self._is_closed:
             # Nobody can use it any more: the child learns of it now, not when this is collected.
-            self._protocol.abort(LocalProtocolError("the event loop has ended"))
-            self._end()
+            self._end(LocalProtocolError("the event loop has ended"))
         for transport in self._transports:
             transport.close()
         if not self._exited.done():

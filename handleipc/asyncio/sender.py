@@ -6,16 +6,18 @@ What leaves when is the protocol's; writing is the driver's.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
+import threading
 from typing import Any
 
 from handleipc import codec
 from handleipc.asyncio.counting import CountingDriver
+from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import (
     ChannelBusy,
     ChannelFull,
+    HandleInDoubt,
     HandleIPCError,
     HandleNotDelivered,
     MessageNotSerializable,
@@ -26,10 +28,9 @@ from handleipc.typing import JSON
 
 __all__ = ["Sender"]
 
-log = logging.getLogger("handleipc")
-
 OPEN = State.OPEN
 _encode = codec.encode
+_this_thread = threading.get_ident
 
 # Sends in a row that never had to wait, after which other tasks get their turn.
 SENDS_IN_A_ROW = 64
@@ -52,6 +53,7 @@ class Sender(CountingDriver):
         super().__init__(sock, protocol)
         self._senders, self._drainers, self._flushers = Waiters(), Waiters(), Waiters()
         self._sends_in_a_row = 0
+        self._handle_senders = 0
         self._unwritten = 0
         limits = protocol.limits
         # Copies, since each send looks at them.
@@ -76,7 +78,8 @@ class Sender(CountingDriver):
         ``keep_open``; listeners, UDP sockets and ``Native`` stay open in any case.
 
         A call cancelled, or timed out, before the first byte has left is withdrawn, and the handle
-        is the caller's. Later it goes on; should it fail then, it goes to ``"undelivered"``.
+        is the caller's. Later it stays on its way; should it fail then, it goes to
+        ``"undelivered"``.
 
         Args:
             message: any JSON value.
@@ -87,11 +90,15 @@ class Sender(CountingDriver):
             timeout: seconds to wait; None for ever.
 
         Raises:
-            HandleNotDelivered: the handle is back and usable; the exception says why.
-            ChannelClosed: this end has disconnected.
+            HandleNotDelivered: the handle is back and usable; the exception says why, and its
+                ``__cause__`` is the channel's end if that was it.
+            HandleInDoubt: nobody can say whether a living peer has it; our copy is closed.
+            ChannelClosed: this end has disconnected, or its event loop has ended.
             ChannelBroken: the peer ended, before the message was written.
             ChannelFull: more is queued than ``Limits`` allows.
-            ChannelBusy: the peer waits for us to read, and nobody does.
+            ChannelBusy: the peer waits for us to read, and nobody does; or this is not the thread
+                of the channel's event loop.
+            ForkedCopy: this is a forked copy of the process that has the channel.
             MessageNotSerializable, UnsupportedHandle, DescriptorReleased: bad input; nothing was
                 sent.
             TimeoutError: ``timeout`` passed. If the handle has been withdrawn, as
@@ -105,6 +112,7 @@ class Sender(CountingDriver):
             entry = self._queue_handle(line, message, handle, keep_open, transfer=transfer)
         with self._senders.new(self._loop) as waiter:
             entry.waiter = waiter
+            self._handle_senders += entry.descriptors > 0
             try:
                 self._turn()
                 if waiter.done():
@@ -120,13 +128,15 @@ class Sender(CountingDriver):
                 withdrawn = self._protocol.outgoing.withdraw(entry)
                 self._schedule_turn()
                 failed = waiter.exception() if waiter.done() and not waiter.cancelled() else None
-                if isinstance(failed, HandleNotDelivered):
-                    # It came back in the very turn in which the caller stopped waiting.
+                if isinstance(failed, HandleNotDelivered | HandleInDoubt):
+                    # It ended in the very turn in which the caller stopped waiting.
                     self._undelivered(entry, failed.reason)
                 if withdrawn and handle is not None and isinstance(error, TimeoutError):
                     reason = f"it did not leave within {timeout} s"
                     raise HandleNotDelivered(handle, reason) from None
                 raise
+            finally:
+                self._handle_senders -= entry.descriptors > 0
 
     def send_nowait(
         self,
@@ -147,8 +157,8 @@ class Sender(CountingDriver):
             False above the high-water mark: ``await drain()`` before sending more.
 
         Raises:
-            ChannelClosed, ChannelBroken, ChannelFull, MessageNotSerializable, UnsupportedHandle,
-            DescriptorReleased: as ``send``.
+            ChannelClosed, ChannelBroken, ChannelBusy, ChannelFull, ForkedCopy,
+            MessageNotSerializable, UnsupportedHandle, DescriptorReleased: as ``send``.
         """
         line = self._encode(message)
         outgoing = self._protocol.outgoing
@@ -172,6 +182,7 @@ class Sender(CountingDriver):
             ChannelBroken: the channel ended with messages queued.
             ChannelBusy: the peer waits for us to read, and nobody does.
         """
+        self._check_use()
         if self._is_closed or self._protocol.outgoing.is_above_water():
             await self._wait_in(self._drainers)
 
@@ -182,6 +193,7 @@ class Sender(CountingDriver):
             ChannelBroken: the channel ended before.
             ChannelBusy: the peer waits for us to read, and nobody does.
         """
+        self._check_use()
         self._turn()
         if not self._protocol.outgoing.idle or self._is_closed:
             await self._wait_in(self._flushers)
@@ -191,6 +203,8 @@ class Sender(CountingDriver):
     def _encode(self, message: JSON) -> bytes:
         """Return the message as JSON, if it may be queued. Raises as ``send``."""
         protocol = self._protocol
+        if _this_thread() != self._thread:
+            self._refuse_use()
         if protocol.state is not OPEN:
             raise self._why_closed()
         line = _encode(message, self._depth)
@@ -206,10 +220,11 @@ class Sender(CountingDriver):
     ) -> Entry:
         outgoing = self._protocol.outgoing
         queue = outgoing.queue
-        if outgoing.waiting_handles >= self._queued_handles:
+        if outgoing.waiting_descriptors >= self._queued_handles:
             raise ChannelFull(
-                f"{outgoing.waiting_handles} handles are queued, which is Limits.queued_handles:"
-                " await drain() before sending more"
+                f"handles with {outgoing.waiting_descriptors} descriptors are queued, and"
+                f" Limits.queued_handles is {self._queued_handles}: await drain() before sending"
+                " more"
             )
         pending = self._pend(handle, keep_open, transfer)
         entry = Entry(line, message, pending)
@@ -235,6 +250,11 @@ class Sender(CountingDriver):
                 f" {limits.queued_bytes}: await drain() before sending more"
             )
 
+    def _check_use(self) -> None:
+        """Refuse a caller who is not on the channel's loop. Raises as ``_refuse_use``."""
+        if _this_thread() != self._thread:
+            self._refuse_use()
+
     async def _be_fair(self) -> None:
         """Give other tasks their turn after many sends that never had to wait."""
         self._sends_in_a_row += 1
@@ -257,11 +277,26 @@ class Sender(CountingDriver):
     def _is_waited_for(self) -> bool:
         return bool(self._senders or self._drainers or self._flushers)
 
+    @property
+    def _waits_for_the_peer(self) -> bool:
+        """Whether something waits for the peer to take a handle, and not just for the kernel."""
+        outgoing = self._protocol.outgoing
+        if not outgoing.waiting_descriptors:
+            return False
+        if self._handle_senders or self._flushers or self._drainers:
+            return True
+        # A message behind a handle.
+        return bool(outgoing.queue.items and self._senders)
+
     def _wake_waiters(self) -> None:
         outgoing, closed = self._protocol.outgoing, self._is_closed
         if self._protocol.nobody_reads and not closed:
-            held = self._protocol.incoming.deliveries.bytes_held
-            busy = f"nobody reads this channel, and {held} bytes are held for it"
+            count = len(self._protocol.incoming.ready)
+            busy = (
+                "nobody reads this channel, and the peer waits for that with what is waited for"
+                f" here ({count} messages are held): read with recv(), iteration or a 'message'"
+                " listener while you send"
+            )
             for waiters in (self._senders, self._drainers, self._flushers):
                 waiters.fail(lambda: ChannelBusy(busy))
         elif closed and outgoing.lost_something:
@@ -285,9 +320,17 @@ class Sender(CountingDriver):
                 elif entry.pending is None:
                     waiter.set_exception(self._why_closed())
                 else:
-                    waiter.set_exception(HandleNotDelivered(entry.pending.handle, reason))
+                    waiter.set_exception(self._not_delivered(entry, reason))
             elif reason is not None and entry.pending is not None:
                 self._undelivered(entry, reason)
+
+    def _not_delivered(self, entry: Entry, reason: str) -> HandleNotDelivered | HandleInDoubt:
+        assert entry.pending is not None
+        kind = HandleInDoubt if entry.in_doubt else HandleNotDelivered
+        error = kind(entry.pending.handle, reason)
+        if self._is_closed:
+            error.__cause__ = self._why_closed()
+        return error
 
     def _close_unwanted(self, handle: Any) -> None:
         """Close a handle that nobody is to get."""
@@ -306,8 +349,12 @@ class Sender(CountingDriver):
     def _undelivered(self, entry: Entry, reason: str) -> None:
         assert entry.pending is not None
         handle = entry.pending.handle
+        if entry.in_doubt:
+            reason = f"in doubt: {reason}"
         if self._emit("undelivered", entry.message, handle, reason):
             return
-        log.warning("%r was not delivered and nobody listens for it: %s", handle, reason)
-        if entry.pending.is_given_away:
+        throttle.warning(
+            "undelivered", "%r was not delivered and nobody listens for it: %s", handle, reason
+        )
+        if entry.pending.is_given_away and not entry.in_doubt:
             self._close_unwanted(handle)

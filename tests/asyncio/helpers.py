@@ -22,7 +22,7 @@ from handleipc.protocol import Invitation
 DIALECTS = ["node", "native"]
 both_dialects = pytest.mark.parametrize("dialect", DIALECTS)
 
-SWITCH = {"cmd": "NODE_HANDLEIPC", "native": 1, "ack": 0, "handles": 128, "bytes": 1 << 26}
+SWITCH = {"cmd": "NODE_HANDLEIPC", "native": 1, "ack": 0, "descriptors": 128, "bytes": 1 << 26}
 ACK = {"cmd": "NODE_HANDLE_ACK"}
 NACK = {"cmd": "NODE_HANDLE_NACK"}
 
@@ -166,7 +166,7 @@ async def raw_peer(
     peer = RawPeer(theirs)
     try:
         if dialect == "native":
-            peer.write({**SWITCH, "handles": handles})
+            peer.write({**SWITCH, "descriptors": handles})
             assert (await peer.line(control=True))["native"] == 1
         yield channel, peer
     finally:
@@ -178,7 +178,7 @@ async def raw_peer(
 
 def ack(upto: int, handles: int = 256) -> dict[str, Any]:
     """Return the control line that acknowledges all handles up to a number."""
-    return {"cmd": "NODE_HANDLEIPC", "ack": upto, "handles": handles, "bytes": 1 << 26}
+    return {"cmd": "NODE_HANDLEIPC", "ack": upto, "descriptors": handles, "bytes": 1 << 26}
 
 
 def connection(**options: Any) -> tuple[socket.socket, Connection]:

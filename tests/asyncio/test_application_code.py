@@ -304,7 +304,7 @@ async def test_a_close_that_raises_for_handles_never_given(
             lines = b'[1,2]\n[2,1,1,"thing",1]\n[2,2,1,"thing",2]\n'
             ours = os.open(os.devnull, os.O_RDONLY)
             # Its write is blocked, so that no acknowledgement leaves.
-            a._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+            a._link._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
             a.send_nowait("x" * 1_000_000)
             await turns()
             peer.write(lines, fds=(ours, ours))
@@ -529,7 +529,7 @@ async def test_questions_about_keys_nobody_knows() -> None:
     """A peer that asks and never reads is given up before it fills our memory."""
     async with raw_peer("node", Limits(queued_bytes=100_000)) as (a, peer):
         question = {"cmd": "NODE_SOCKET_GET_COUNT", "key": "k"}
-        a._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        a._link._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         peer.sock.setblocking(False)
         loop = asyncio.get_running_loop()
         asked = b"".join(
@@ -546,7 +546,7 @@ async def test_plain_messages_behind_an_ack_that_cannot_leave() -> None:
     """They count: reading pauses at the hard bound, and goes on when the ack has left."""
     limits = Limits(held_bytes=100_000, held_hard=1_000_000, node_hard=1_000_000)
     async with raw_peer("node", limits) as (a, peer):
-        a._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        a._link._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         a.send_nowait("x" * 1_000_000)
         await turns()
         ours, theirs = socket.socketpair()

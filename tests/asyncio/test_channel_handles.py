@@ -401,14 +401,16 @@ async def test_handle_sent_before_the_switch() -> None:
             a.send_nowait("plain")
             a.send_nowait("second", served[1])
             assert (await peer.line())["cmd"] == "NODE_HANDLE"
-            peer.write({"cmd": "NODE_HANDLEIPC", "native": 1, "ack": 0, "handles": 9, "bytes": 999})
+            peer.write(
+                {"cmd": "NODE_HANDLEIPC", "native": 1, "ack": 0, "descriptors": 9, "bytes": 999}
+            )
             peer.write(ACK)
             assert (await peer.line(control=True))["native"] == 1
             lines = [await peer.line() for _ in range(3)]
             assert sorted(map(str, lines)) == sorted(
                 map(str, ([1, 1], [0, "plain"], [2, 1, 1, "net.Socket", "second"]))
             )
-            peer.write({"cmd": "NODE_HANDLEIPC", "ack": 1, "handles": 9, "bytes": 999})
+            peer.write({"cmd": "NODE_HANDLEIPC", "ack": 1, "descriptors": 9, "bytes": 999})
             await a.flush()
             assert a.dialect == "native"
 

@@ -22,7 +22,7 @@ from handleipc import (
     MessageNotSerializable,
     UnsupportedHandle,
 )
-from handleipc.asyncio import driver
+from handleipc import link
 from tests.asyncio.helpers import (
     ACK,
     NACK,
@@ -63,13 +63,13 @@ VALUES = [
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Count calls of ``sendmsg``: (bytes from the offset on, descriptors) of each."""
     calls: list[tuple[int, int]] = []
-    real = driver.send_with_fds
+    real = link.send_with_fds
 
     def counted(fd: int, data: Any, offset: int, fds: Any) -> Any:
         calls.append((len(data) - offset, len(fds)))
         return real(fd, data, offset, fds)
 
-    monkeypatch.setattr(driver, "send_with_fds", counted)
+    monkeypatch.setattr(link, "send_with_fds", counted)
     return calls
 
 
@@ -689,20 +689,19 @@ async def test_cancelled_before_the_first_byte(dialect: str) -> None:
 @both_dialects
 async def test_plain_send_cancelled_before_the_first_byte(dialect: str) -> None:
     """A plain ``send`` behind others is withdrawn too."""
-    async with raw_peer(dialect, handles=0 if dialect == "native" else 128) as (a, peer):
-        with clients(1) as (_, served):
-            a.send_nowait("blocker", served[0])
-            await turns()
+    async with raw_peer(dialect, handles=1) as (a, peer):
+        with clients(2) as (_, served):
+            await _blocked(a, peer, served[0], dialect)
+            a.send_nowait("blocked", served[1])
             sending = asyncio.create_task(a.send("withdrawn"))
             await turns()
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
-            if dialect == "native":
-                peer.write(ack(0, 10))
-            while not peer.fds:
-                await peer.line()
             peer.write(ack(1) if dialect == "native" else ACK)
+            while len(peer.fds) < 2:
+                await peer.line()
+            peer.write(ack(2) if dialect == "native" else ACK)
             a.send_nowait("last")
             text = ""
             while "last" not in text:

@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from handleipc import Channel, ChannelBroken, Connection, HandleNotDelivered, Limits
-from handleipc.asyncio import driver
+from handleipc import link
 from handleipc.protocol import Invitation
 
 
@@ -50,7 +50,7 @@ async def test_lines_left_in_the_buffer_while_reading_was_paused() -> None:
 async def test_sends_of_one_turn_share_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand messages of one loop turn leave in one system call."""
     writes = []
-    send = driver.send_with_fds
+    send = link.send_with_fds
 
     def counted(fd: int, data: bytes, offset: int, fds: list[int]) -> object:
         writes.append(len(data))
@@ -60,7 +60,7 @@ async def test_sends_of_one_turn_share_a_write(monkeypatch: pytest.MonkeyPatch) 
     with theirs:
         channel = Channel(ours, Limits())
         await asyncio.sleep(0)
-        monkeypatch.setattr(driver, "send_with_fds", counted)
+        monkeypatch.setattr(link, "send_with_fds", counted)
         for i in range(1000):
             channel.send_nowait(i)
         await channel.flush()
@@ -74,18 +74,18 @@ async def test_a_kernel_short_of_room_is_waited_for(
 ) -> None:
     """Nothing fails and nothing is lost: the write is tried again after a pause."""
     left = [3]
-    send = driver.send_with_fds
+    send = link.send_with_fds
 
     def short(fd: int, data: bytes, offset: int, fds: list[int]) -> object:
         if left[0]:
             left[0] -= 1
-            return driver.Refused.IN_FLIGHT
+            return link.Refused.IN_FLIGHT
         return send(fd, data, offset, fds)
 
     ours, theirs = socket.socketpair()
     with theirs:
         channel = Channel(ours, Limits(in_flight_delay_max=0.01))
-        monkeypatch.setattr(driver, "send_with_fds", short)
+        monkeypatch.setattr(link, "send_with_fds", short)
         await channel.send("plain")
         assert theirs.recv(100) == b'"plain"\n'
         left[0] = 3
@@ -114,7 +114,7 @@ async def test_a_descriptor_the_kernel_will_not_carry(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handle comes back with the kernel's reason, and the channel goes on."""
-    send = driver.send_with_fds
+    send = link.send_with_fds
 
     def refusing(fd: int, data: bytes, offset: int, fds: list[int]) -> object:
         if fds:
@@ -124,7 +124,7 @@ async def test_a_descriptor_the_kernel_will_not_carry(
     ours, theirs = socket.socketpair()
     with theirs:
         channel = Channel(ours, Limits())
-        monkeypatch.setattr(driver, "send_with_fds", refusing)
+        monkeypatch.setattr(link, "send_with_fds", refusing)
         a, b = socket.socketpair()
         with a, b:
             with pytest.raises(HandleNotDelivered, match=os.strerror(code)):
@@ -161,7 +161,7 @@ async def test_a_line_of_many_reads_grows_the_buffer_and_shrinks_it_again() -> N
     assert await one.recv() == ("small", None)
     await one.send("small")
     await two.recv()
-    assert two._receiver._framer.reader.capacity < 1 << 20
+    assert two._link._receiver._framer.reader.capacity < 1 << 20
     one.disconnect()
     two.disconnect()
     await one.wait_disconnected()

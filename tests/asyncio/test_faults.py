@@ -105,7 +105,7 @@ async def test_garbage_touches_nothing_else(dialect: str) -> None:
 # -- native: every rule of the dialect -----------------------------------------------------------
 
 CONTROL: dict[str, Any] = {"cmd": "NODE_HANDLEIPC"}
-GRANTS = {"ack": 0, "handles": 500, "bytes": 1 << 27}
+GRANTS = {"ack": 0, "descriptors": 500, "bytes": 1 << 27}
 
 # lines, descriptors that come with them
 NATIVE_FAULTS: dict[str, tuple[list[Any], int]] = {
@@ -141,7 +141,7 @@ NATIVE_FAULTS: dict[str, tuple[list[Any], int]] = {
     "ack of a fraction": ([{**CONTROL, **GRANTS, "ack": 0.5}], 0),
     "ack of true": ([{**CONTROL, **GRANTS, "ack": True}], 0),
     "ack without grants": ([{**CONTROL, "ack": 0}], 0),
-    "handles taken back": ([{**CONTROL, **GRANTS, "handles": 1}], 0),
+    "handles taken back": ([{**CONTROL, **GRANTS, "descriptors": 1}], 0),
     "bytes taken back": ([{**CONTROL, **GRANTS, "bytes": 1}], 0),
     "refusal of nothing": ([{**CONTROL, "refuse": [[1, 1, "kind"]]}], 0),
     "refusal of no list": ([{**CONTROL, "refuse": 1}], 0),

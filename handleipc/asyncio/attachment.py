@@ -1,0 +1,178 @@
+"""A channel's place in an event loop: what it has watched, scheduled and timed there.
+
+Knows when something is to be done, and which thread and process may ask for it; what that is,
+``driver`` knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator
+
+from handleipc.asyncio import hangups
+from handleipc.asyncio.emitter import Emitter
+from handleipc.exceptions import ChannelBusy, ChannelClosed
+from handleipc.ownership import Owned
+from handleipc.system import System
+
+__all__ = ["NO_THREAD", "Attachment"]
+
+# What a channel that no thread may use has for its thread.
+NO_THREAD = -1
+_clock = System().clock
+
+
+class Attachment(Emitter, Owned):
+    """Something that one event loop serves, through one descriptor.
+
+    Args:
+        fd: the descriptor, borrowed: it stays open until ``_detach`` was called.
+    """
+
+    def __init__(self, fd: int) -> None:
+        Emitter.__init__(self, asyncio.get_running_loop())
+        Owned.__init__(self)
+        self._fd = fd
+        self._thread = NO_THREAD
+        self._is_reading = self._is_writing = self._watches_hangup = False
+        self._turn_scheduled = self._read_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- what a subclass does --------------------------------------------------------------------
+
+    def _turn(self, *, reading: bool = False, due: bool = False) -> None:
+        """Do what can be done now."""
+        raise NotImplementedError
+
+    def _on_hangup(self) -> None:
+        """The peer has hung up."""
+        raise NotImplementedError
+
+    def _loop_ends(self) -> None:
+        """The event loop is about to close."""
+        raise NotImplementedError
+
+    @property
+    def _is_closed(self) -> bool:
+        raise NotImplementedError
+
+    # -- who may use it --------------------------------------------------------------------------
+
+    def _refuse_use(self) -> None:
+        """Say why the caller may not use the channel: its thread is not that of the channel's loop.
+
+        Raises:
+            ForkedCopy: it is a forked copy's.
+            ChannelClosed: the loop has ended.
+            ChannelBusy: the loop runs in another thread.
+        """
+        self._refuse_copy()
+        if self._is_closed:
+            return  # nothing is done with it any more, and the caller is told so
+        if self._thread == NO_THREAD or self._loop.is_closed():
+            raise ChannelClosed(
+                "the event loop of this channel has ended, and nothing is written or read without"
+                " one: a child calls parent() again in the next loop"
+            )
+        raise ChannelBusy(
+            "the event loop of this channel runs in another thread: use"
+            " loop.call_soon_threadsafe(channel.send_nowait, message), or"
+            " asyncio.run_coroutine_threadsafe(channel.send(message), loop)"
+        )
+
+    # -- the event loop --------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Serve the channel on the running loop, until it ends or the loop does."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._keeper = _until_the_loop_ends(self)
+        # Runs up to its yield, which never suspends: now the loop will close it when it ends.
+        with contextlib.suppress(StopIteration):
+            self._keeper.__anext__().send(None)
+        self._turn_scheduled = self._read_scheduled = False
+        self._schedule_turn()
+
+    def _dismiss_keeper(self) -> None:
+        with contextlib.suppress(StopIteration, RuntimeError):  # RuntimeError: it is running us
+            self._keeper.aclose().send(None)
+
+    def _detach(self) -> None:
+        """Take everything off the loop; the socket stays open."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._loop.is_closed():
+            self._is_reading = self._is_writing = self._watches_hangup = False
+        else:
+            self._watch(reading=False, writing=False)
+
+    def _watch(self, *, reading: bool, writing: bool, hangup: bool = False) -> None:
+        # Said before it is done: an end that follows a failure does not undo what was not done.
+        if reading is not self._is_reading:
+            self._is_reading = False
+            if reading:
+                self._loop.add_reader(self._fd, self._on_readable)
+            else:
+                self._loop.remove_reader(self._fd)
+            self._is_reading = reading
+        if writing is not self._is_writing:
+            self._is_writing = False
+            if writing:
+                self._loop.add_writer(self._fd, self._turn)
+            else:
+                self._loop.remove_writer(self._fd)
+            self._is_writing = writing
+        if hangup is not self._watches_hangup:
+            self._watches_hangup = hangup
+            if hangup:
+                hangups.watch(self._loop, self._fd, self._on_hangup)
+            else:
+                hangups.unwatch(self._loop, self._fd)
+
+    def _on_readable(self) -> None:
+        if self._is_reading:
+            self._turn(reading=True)
+
+    def _schedule_read(self) -> None:
+        if not self._read_scheduled:
+            self._read_scheduled = True
+            self._loop.call_soon(self._scheduled_read)
+
+    def _scheduled_read(self) -> None:
+        self._read_scheduled = False
+        self._on_readable()
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled and not self._loop.is_closed():
+            self._turn_scheduled = True
+            self._loop.call_soon(self._scheduled_turn)
+
+    def _scheduled_turn(self) -> None:
+        self._turn_scheduled = False
+        self._turn()
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._turn(due=True)
+
+    def _arm_timer(self, deadline: float | None) -> None:
+        if deadline is None:
+            return
+        when = deadline - _clock() + self._loop.time()
+        # An earlier timer that fires for nothing costs less than one rearmed at every read.
+        if self._timer is None or self._timer.when() > when:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(when, self._on_timer)
+
+
+async def _until_the_loop_ends(driver: Attachment) -> AsyncGenerator[None, None]:
+    # An asynchronous generator, since loops close those when they end (shutdown_asyncgens, which
+    # asyncio.run calls last), and say nothing about one that was dropped.
+    try:
+        yield
+    finally:
+        driver._loop_ends()

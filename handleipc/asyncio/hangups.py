@@ -1,0 +1,110 @@
+"""Tells of peers that hang up while nobody reads their channel.
+
+``add_reader`` asks for readability, which a paused channel must not be woken for, and cannot ask
+for EPOLLRDHUP alone. So one epoll of ours per loop holds the paused channels, and its descriptor
+goes to ``add_reader``. Where there is none (BSD, or no free descriptor) they are polled each
+second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import weakref
+from collections.abc import Callable
+
+__all__ = ["unwatch", "watch"]
+
+# How often paused channels are polled where there is no epoll, in seconds.
+INTERVAL = 1.0
+# Not in ``select`` where the system does not have them.
+_RDHUP: int = getattr(select, "EPOLLRDHUP", 0)
+_POLLRDHUP: int = getattr(select, "POLLRDHUP", 0)
+
+_watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watcher] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def watch(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], None]) -> None:
+    """Call ``callback`` once, when the peer of the socket ``fd`` has hung up."""
+    watcher = _watchers.get(loop)
+    if watcher is None:
+        watcher = _watchers[loop] = _Watcher(loop)
+    watcher.add(fd, callback)
+
+
+def unwatch(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    """Forget ``fd``, before it is closed."""
+    watcher = _watchers.get(loop)
+    if watcher is not None:
+        watcher.remove(fd)
+
+
+class _Watcher:
+    """The paused channels of one loop. Holds nothing open while there are none."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._epoll: select.epoll | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, fd: int, callback: Callable[[], None]) -> None:
+        """Watch one more."""
+        self._callbacks[fd] = callback
+        try:
+            self._add_to_epoll(fd)
+        except (AttributeError, OSError):
+            if self._timer is None:
+                self._timer = self._loop.call_later(INTERVAL, self._poll)
+
+    def _add_to_epoll(self, fd: int) -> None:
+        if self._epoll is None:
+            epoll = select.epoll()
+            try:
+                self._loop.add_reader(epoll.fileno(), self._on_event)
+            except BaseException:
+                epoll.close()
+                raise
+            self._epoll = epoll
+        self._epoll.register(fd, _RDHUP)
+
+    def remove(self, fd: int) -> None:
+        """Watch it no longer."""
+        if self._callbacks.pop(fd, None) is None:
+            return
+        if self._epoll is not None:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass  # it is among those that are polled
+            if not self._callbacks:
+                if not self._loop.is_closed():
+                    self._loop.remove_reader(self._epoll.fileno())
+                self._epoll.close()
+                self._epoll = None
+        if self._timer is not None and not self._callbacks:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_event(self) -> None:
+        assert self._epoll is not None
+        for fd, _ in self._epoll.poll(0):
+            self._tell(fd)
+
+    def _poll(self) -> None:
+        self._timer = None
+        poll = select.poll()
+        for fd in self._callbacks:
+            poll.register(fd, _POLLRDHUP)
+        for fd, _ in poll.poll(0):
+            self._tell(fd)
+        if self._callbacks and self._timer is None:
+            self._timer = self._loop.call_later(INTERVAL, self._poll)
+
+    def _tell(self, fd: int) -> None:
+        callback = self._callbacks.get(fd)
+        self.remove(fd)
+        if callback is not None:
+            callback()

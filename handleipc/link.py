@@ -1,0 +1,122 @@
+"""The socket of one channel: what the kernel takes and gives, and in what order its sides close.
+
+Knows bytes, descriptors and errors of the kernel. Knows no protocol and no event loop: a front
+says when to read and write, ``protocol`` what.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import select
+import socket
+import sys
+import termios
+
+from handleipc.ancillary import Receiver, Refused, send_with_fds
+from handleipc.framing import MAX_ENDS, Batch, LineFramer
+from handleipc.stages import Stage
+
+__all__ = ["Link"]
+
+# The kernel keeps four bytes of buffer accounting or fewer for each byte it can hold.
+BUFFER_FACTOR = 4
+# Where the size of the buffer cannot be learnt.
+USUAL_BUFFER = 1 << 20
+
+
+class Link:
+    """One end of the socket pair; owns it.
+
+    Args:
+        sock: the connected Unix stream socket.
+        line_limit: longest line in bytes.
+    """
+
+    def __init__(self, sock: socket.socket, line_limit: int) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.fd = sock.fileno()
+        self._receiver = Receiver(LineFramer(line_limit))
+        self._receives = True
+
+    @property
+    def at_eof(self) -> bool:
+        """Whether everything the peer wrote was read, and nothing can follow."""
+        return self._receiver.at_eof
+
+    @property
+    def must_go_on(self) -> bool:
+        """Whether to read again without waiting for the socket; see ``Receiver``."""
+        return self._receiver.must_go_on
+
+    def fileno(self) -> int:
+        """Return the descriptor, borrowed; -1 once closed."""
+        return self._sock.fileno()
+
+    def read(self, lines: int = MAX_ENDS) -> Batch:
+        """Read what there is, up to so many lines. Raises as ``Receiver.receive``."""
+        return self._receiver.receive(self.fd, lines=lines)
+
+    def write(self, stage: Stage) -> int | Refused:
+        """Write what is left of a stage. Returns and raises as ``send_with_fds``."""
+        return send_with_fds(self.fd, stage.data, stage.offset, stage.fds)
+
+    def peer_lives(self) -> bool:
+        """Say whether the peer has half closed at most: else POLLHUP is set (Linux, BSD)."""
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        return not any(events & select.POLLHUP for _, events in poll.poll(0))
+
+    def peer_has_read(self) -> bool:
+        """Say whether the peer has read all that was written (SIOCOUTQ; true where unknown)."""
+        if sys.platform != "linux":
+            return True
+        size = array.array("i", [0])
+        try:
+            fcntl.ioctl(self.fd, termios.TIOCOUTQ, size)  # SIOCOUTQ is the same number
+        except OSError:
+            return False
+        return size[0] == 0
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def stop_receiving(self) -> None:
+        """Shut the reading side down: what the peer writes from now on fails there.
+
+        What it has written stays readable on Linux; BSD drops it, so it is to be read before.
+        """
+        if self._receives:
+            self._receives = False
+            with contextlib.suppress(OSError):  # ENOTCONN: the peer is gone
+                self._sock.shutdown(socket.SHUT_RD)
+
+    def rest(self) -> int:
+        """Return up to which position there may be something to read, that is there now."""
+        try:
+            size = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) * BUFFER_FACTOR
+        except OSError:
+            size = USUAL_BUFFER
+        return self._receiver.position + size
+
+    def has_rest(self, most: int) -> bool:
+        """Say whether there may be more up to the position that ``rest`` returned."""
+        receiver = self._receiver
+        return not (receiver.at_eof or receiver.drained or receiver.position > most)
+
+    def close(self) -> None:
+        """Shut both sides down and close the socket, with all that was received and not taken.
+
+        Shut down first: a forked copy of this process may hold the socket open, and the peer is to
+        learn of the end all the same.
+        """
+        self._receiver.close()
+        with contextlib.suppress(OSError):  # ENOTCONN: the peer is gone
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close this process's copy of the socket, and leave the channel itself as it is."""
+        with contextlib.suppress(OSError):  # the number is free, whatever close(2) says
+            self._sock.close()
