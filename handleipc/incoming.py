@@ -86,7 +86,7 @@ class Incoming:
         gave: Invitation,
     ) -> None:
         self._limits = limits
-        self._depth = limits.depth
+        self._shape = limits.shape
         self._system = system
         self._convert = convert
         self._direct = direct if direct is not None else {}
@@ -150,7 +150,8 @@ class Incoming:
             MalformedEnvelope, RemoteProtocolError: the peer broke the protocol.
         """
         view, offset, start = batch.view, batch.offset, batch.start_of(index)
-        depth, pairing, deliveries = self._depth, self.pairing, self.deliveries
+        shape, pairing, deliveries = self._shape, self.pairing, self.deliveries
+        short = shape.short
         sets = pairing.sets
         run: list[Received] = []
         sizes: list[int] = []
@@ -162,10 +163,10 @@ class Incoming:
                     pairing.check_claimed(offset + start)
                 raw, size = view[start : end - 1], end - start
                 try:
-                    # A line this short cannot be nested too deep.
-                    line = _decode(raw) if size <= depth else _decode_carefully(raw, depth)
+                    # A line this short cannot be beyond the bounds.
+                    line = _decode(raw) if size <= short else _decode_carefully(raw, shape)
                 except DECODE_ERRORS:
-                    line = _decode_carefully(raw, depth)
+                    line = _decode_carefully(raw, shape)
                 kind = type(line)
                 if kind is Message:
                     message = line.message  # type: ignore[union-attr]

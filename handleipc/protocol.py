@@ -55,7 +55,7 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-_decode_short = codec.decode_short
+_decode_short, _decode = codec.decode_short, envelope.decode_node
 
 # As many as there are deadlines.
 _NEVER = (None,) * 7
@@ -83,6 +83,7 @@ class ChannelProtocol:
         invited_by: Invitation | None = None,
     ) -> None:
         self.limits = limits
+        self._shape = limits.shape
         self._system = system
         self.state = State.OPEN
         self.error: HandleIPCError | None = None
@@ -256,7 +257,7 @@ class ChannelProtocol:
         """Take the lines of a batch, up to one that switches to native; returns how many."""
         view, offset, start = batch.view, batch.offset, batch.start
         incoming, pairing = self.incoming, self.incoming.pairing
-        sets, short = pairing.sets, self.limits.depth
+        sets, shape = pairing.sets, self._shape
         run: list[Received] = []
         sizes: list[int] = []
         at_once = self._seen_a_line and incoming.takes_runs
@@ -266,9 +267,9 @@ class ChannelProtocol:
                     pairing.check_claimed(offset + start)
                 raw, size = view[start : end - 1], end - start
                 try:
-                    value = _decode_short(raw) if size <= short else self._decode(raw)
+                    value = _decode_short(raw) if size <= shape.short else _decode(raw, shape)
                 except codec.DECODE_ERRORS:
-                    value = self._decode(raw)
+                    value = _decode(raw, shape)
                 if at_once and not (type(value) is dict and "cmd" in value):
                     run.append((value, None))
                     sizes.append(size)
@@ -284,9 +285,6 @@ class ChannelProtocol:
             if run:
                 incoming.deliveries.add_run(run, sizes)
         return len(batch.ends)
-
-    def _decode(self, line: memoryview) -> Any:
-        return codec.decode(line, self.limits.depth + envelope.NODE_ENVELOPE_DEPTH)
 
     def _node_line(self, value: Any, at: int, size: int) -> None:
         first, self._seen_a_line = not self._seen_a_line, True
