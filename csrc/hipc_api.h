@@ -31,6 +31,15 @@
 #define HIPC_KIND_FIFO 262144
 #define HIPC_KIND_OTHER 524288
 
+/* Outcomes of hipc_shape, beside a depth, which is smaller. */
+#define HIPC_TOO_DEEP 2147483646
+#define HIPC_TOO_MANY 2147483647
+
+/* What hipc_shape counts for numbers that take long to read, measured with msgspec 0.20: 8 us for
+ * a far exponent, 100 us for 4,000 digits, and 0.02 to 0.15 us for most other values. */
+#define HIPC_FAR_EXPONENT 64
+#define HIPC_LONG_NUMBER 64
+
 /*
  * The receiving side of one channel: a byte buffer and the report of the last call.
  *
@@ -86,12 +95,19 @@ int hipc_receive(int fd, hipc_reader *reader, size_t budget);
 int64_t hipc_feed(hipc_reader *reader, const char *bytes, size_t length);
 
 /*
- * Say whether brackets and braces in this JSON text are nested deeper than `limit`. Those in
- * strings do not count. Exact for JSON; for anything else some answer.
+ * Look at the shape of one JSON text, in one pass: how deep brackets and braces are nested, and
+ * how many values it holds at most, which is what it costs in memory and time to read it.
  *
- * Returns 1 or 0.
+ * Counted are commas and opening brackets and braces, all of them outside of strings. Numbers that
+ * take a parser unusually long count more, since readers compute them digit by digit: by
+ * HIPC_FAR_EXPONENT for an exponent of three digits or more, and by the square of the number of
+ * times that HIPC_LONG_NUMBER bytes go into one. Exact for JSON without spaces; for anything else
+ * some answer.
+ *
+ * Returns the deepest level, at most `max_depth`; HIPC_TOO_DEEP if there is a deeper one, or
+ * HIPC_TOO_MANY if the count is above `max_values`, whichever shows first.
  */
-int hipc_nests_deeper(const char *text, size_t length, int limit);
+int hipc_shape(const char *text, size_t length, int max_depth, int64_t max_values);
 
 /*
  * Write bytes [offset, length) of `data` to the stream socket `fd`, with `n_fds` borrowed

@@ -22,6 +22,8 @@ class Lib:
     HIPC_MORE: int
     HIPC_FULL: int
     HIPC_EOF: int
+    HIPC_TOO_DEEP: int
+    HIPC_TOO_MANY: int
     HIPC_KIND_SOCKET: int
     HIPC_KIND_LISTENING: int
     HIPC_KIND_FIFO: int
@@ -32,7 +34,7 @@ class Lib:
     @staticmethod
     def hipc_feed(reader: CData, data: bytes, length: int) -> int: ...
     @staticmethod
-    def hipc_nests_deeper(text: bytes | CData, length: int, limit: int) -> int: ...
+    def hipc_shape(text: bytes | CData, length: int, max_depth: int, max_values: int) -> int: ...
     @staticmethod
     def hipc_send(
         fd: int, data: bytes, offset: int, length: int, fds: list[int], n_fds: int

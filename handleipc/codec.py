@@ -8,18 +8,30 @@ envelopes, except which values would read as one.
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 import orjson
 
 from handleipc.exceptions import MalformedEnvelope, MessageNotSerializable
-from handleipc.framing import nests_deeper
+from handleipc.framing import TOO_DEEP, TOO_MANY, shape_of
+from handleipc.limits import Shape
+from handleipc.texts import quoted, readable
 
-__all__ = ["DECODE_ERRORS", "decode", "decode_short", "encode", "spell", "undisturbed"]
+__all__ = [
+    "DECODE_ERRORS",
+    "check_shape",
+    "decode_short",
+    "decode_slowly",
+    "encode",
+    "read",
+    "spell",
+    "undisturbed",
+]
 
 T = TypeVar("T")
 
@@ -29,8 +41,8 @@ T = TypeVar("T")
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _dumps: Callable[..., bytes] = orjson.dumps
 decode_short: Callable[[bytes | memoryview], Any] = msgspec.json.Decoder().decode
-"""As ``decode``, of a line shorter than the depth allowed. Or it raises one of ``DECODE_ERRORS``:
-``decode`` then says what is wrong with it, or reads what msgspec refuses and Node does not."""
+"""As ``read``, or it raises one of ``DECODE_ERRORS``: ``read`` then says what is wrong with the
+line, or reads what msgspec refuses and Node does not."""
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -41,56 +53,94 @@ class _Command(msgspec.Struct):
 
 
 _peek = msgspec.json.Decoder(_Command).decode
-_skip = msgspec.json.Decoder(msgspec.Raw)
+_skip = msgspec.json.Decoder(msgspec.Raw).decode
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 LARGE = 64 * 1024
-NEWLINE = 0x0A
-SPACE = 0x20
+# Python reads 4,300 digits, if nobody has told it otherwise (sys.set_int_max_str_digits).
+MOST_BITS = 14_280
 
 # Commands of the protocol. A message that reads as one could forge an acknowledgement when an
 # application relays JSON of its users (contract of send; both dialects).
 _FORBIDDEN = ("NODE_HANDLE", "NODE_SOCKET_")
 
 
-def encode(message: object, depth: int) -> bytes:
+def encode(message: object, shape: Shape) -> bytes:
     """Return ``message`` as JSON without a newline.
 
     NaN and the infinities become null, as in JavaScript; tuples are arrays; keys that are numbers,
-    booleans or None become strings, as in ``json``; members of an ``enum`` are sent as their value
-    and UUIDs as strings.
+    booleans or None become strings, as in ``json``; subclasses are the value they derive from, so
+    that a member of a ``StrEnum`` or an ``IntEnum`` is sent as its value.
 
     Args:
         message: a JSON value.
-        depth: deepest nesting allowed.
+        shape: the bounds of a message.
 
     Raises:
-        MessageNotSerializable: it holds anything else (``bytes``, sets, dates, ... at any depth),
-            refers to itself, is nested too deep, or reads as a command of the protocol.
+        MessageNotSerializable: it holds anything else at any depth (``bytes``, sets, dates, UUIDs,
+            members of other enums, ...), refers to itself, is beyond the bounds, or reads as a
+            command of the protocol.
     """
     try:
         line = _dumps(message, None, _OPTIONS)
     except TypeError:
-        line = _encode_slowly(message, depth)
-    # Too short to be nested too deep: most messages are. In one go this is half the cost of asking
-    # step by step below, which has the last word on what looks wrong here.
-    if type(message) is dict:
-        if len(line) <= depth and NEWLINE not in line and line.isascii():
-            try:
-                if type(_peek(line).cmd) is not str:
-                    return b"%b" % line  # as _fitted, without the call
-            except msgspec.DecodeError:
-                pass
-    elif type(message) in _SCALARS:
+        return _encode_slowly(message, shape)
+    if type(message) in _SCALARS:
         return _fitted(line)
-    if nests_deeper(line, depth):
-        raise MessageNotSerializable(f"the message is nested deeper than {depth} levels")
-    command = _check(line)
+    if not _is_json(message):
+        return _encode_slowly(message, shape)
+    if len(line) > shape.short:  # most are too short to be beyond the bounds
+        _check_shape(line, shape)
+    # orjson escapes no letter: without these bytes there is no such key. What a peer would read
+    # has the last word, since a subclass may hide from its methods what it holds.
+    if line.find(b'"cmd"') >= 0 and line.startswith(b"{"):
+        _refuse_command(_peek(line).cmd)
+    return line if len(line) >= LARGE else b"%b" % line  # as _fitted, without the call
+
+
+def _is_json(message: object) -> bool:
+    """Say whether a message that orjson took is a JSON value, subclasses included.
+
+    Not so are members of an ``enum`` that are not numbers or strings themselves, UUIDs, and
+    fragments, which orjson writes whatever one asks of it.
+    """
+    containers: list[Iterable[Any]] = [(message,)]
+    for container in containers:  # grows on the way
+        for item in container:
+            kind = type(item)
+            if kind is str or kind is int or kind is float or kind is bool or item is None:
+                continue
+            if kind is dict:
+                if item:
+                    containers.append(item.values())
+            elif kind is list or kind is tuple:
+                if item:
+                    containers.append(item)
+            elif isinstance(item, dict):
+                containers.append(dict.values(item))
+            elif isinstance(item, list):
+                containers.append(list.__iter__(item))
+            elif not isinstance(item, str | int):
+                return False
+    return True
+
+
+def _check_shape(line: bytes, shape: Shape) -> None:
+    found = shape_of(line, shape.depth, shape.values)
+    if found == TOO_DEEP:
+        raise MessageNotSerializable(f"the message is nested deeper than {shape.depth} levels")
+    if found == TOO_MANY:
+        raise MessageNotSerializable(
+            f"the message holds more values than the {shape.values} that a peer will take"
+            " (Limits.values): send it in parts"
+        )
+
+
+def _refuse_command(command: object) -> None:
     if isinstance(command, str) and command.startswith(_FORBIDDEN):
         raise MessageNotSerializable(
-            f"a message whose 'cmd' is {command!r} would be taken for a command of the protocol:"
-            " rename the field"
+            f"a message whose 'cmd' is {quoted(command)} would be taken for a command of the"
+            " protocol: rename the field"
         )
-    return _fitted(line)
 
 
 def _fitted(line: bytes) -> bytes:
@@ -124,58 +174,69 @@ def undisturbed(decode: Callable[[bytes | memoryview], T], line: bytes | memoryv
         gc.enable()
 
 
-def decode(line: bytes | memoryview, depth: int) -> Any:
-    """Return the JSON value of one line.
+def check_shape(line: bytes | memoryview, depth: int, values: int) -> int:
+    """Return how deep a line of the peer is nested, before anybody builds what is in it.
+
+    Raises:
+        MalformedEnvelope: deeper than ``depth``, or of more than ``values`` values.
+    """
+    deepest = shape_of(line, depth, values)
+    if deepest == TOO_DEEP:
+        raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
+    if deepest == TOO_MANY:
+        raise MalformedEnvelope(
+            f"the peer sent a line of {len(line)} bytes that holds too many values (Limits.values)"
+        )
+    return deepest
+
+
+def read(line: bytes | memoryview, longest: int) -> Any:
+    """Return the JSON value of one line, whose shape has been checked if it is not short.
 
     Integers keep their value, up to the digits that ``sys.set_int_max_str_digits`` allows; lone
     surrogates stay what they are.
 
     Raises:
-        MalformedEnvelope: not JSON, not UTF-8, or nested deeper than ``depth``.
+        MalformedEnvelope: not JSON, not UTF-8, or only for the slow reader and above ``longest``
+            (``Limits.slow_line``).
     """
-    if len(line) > depth and nests_deeper(line, depth):
-        raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
     try:
         return decode_short(line) if len(line) < LARGE else undisturbed(decode_short, line)
-    except UnicodeDecodeError as error:
+    except DECODE_ERRORS as error:
+        return decode_slowly(line, longest, error)
+
+
+def decode_slowly(line: bytes | memoryview, longest: int, error: Exception) -> Any:
+    """Read what the fast reader has refused with ``error``, or say what is wrong with it.
+
+    Raises:
+        MalformedEnvelope: not JSON, not UTF-8, or too long for the slow reader.
+    """
+    if isinstance(error, UnicodeDecodeError):
         raise MalformedEnvelope(f"the peer sent a line that is not UTF-8: {error}") from None
+    if isinstance(error, RecursionError):
+        raise MalformedEnvelope("the peer sent a line that is nested too deep") from None
+    if _is_too_slow(line, longest):
+        raise MalformedEnvelope(
+            f"the peer sent a line of {len(line)} bytes that only a slow reader might read, which"
+            f" is too much for it (Limits.slow_line): {readable(str(error))}"
+        ) from None
+    try:
+        return _loads(bytes(line))
     except RecursionError:
         raise MalformedEnvelope("the peer sent a line that is nested too deep") from None
-    except msgspec.DecodeError:
-        return _decode_slowly(bytes(line))
+    except ValueError as why:
+        raise MalformedEnvelope(
+            f"the peer sent a line that is not JSON: {quoted(line)} ({readable(str(why))})"
+        ) from None
 
 
-def _check(line: bytes) -> object:
-    """Make sure that this is one JSON value on one line, and return its ``cmd`` if it has one.
-
-    Judged on the bytes that would leave, as the peer will read them: no subclass with a method of
-    its own, no key given twice and no orjson.Fragment, which is written as it stands, can hide a
-    command or forge a line. Costs as much as the encoding, and less than looking for substrings.
-    """
-    try:
-        if NEWLINE in line or not line:
-            raise MessageNotSerializable(
-                "the message holds a fragment that is not one line of JSON"
-            )
-        if not line.isascii():
-            line.decode()
-        if line[0] <= SPACE:
-            line = line.lstrip(b" \t\r\n")
-        if line[:1] == b"{":
-            return _peek(line).cmd
-        _skip.decode(line)
-        return None
-    except UnicodeDecodeError:
-        pass
-    except (msgspec.DecodeError, RecursionError):
-        # Not what msgspec calls JSON: a lone surrogate, or an endless integer in a `cmd`.
-        try:
-            value = _loads(line)
-        except (ValueError, RecursionError):
-            pass
-        else:
-            return value.get("cmd") if isinstance(value, dict) else None
-    raise MessageNotSerializable("the message holds a fragment that is not JSON")
+def _is_too_slow(line: bytes | memoryview, longest: int) -> bool:
+    # What the standard library takes for a value is what it takes for 64 bytes of text, or less.
+    left = longest - len(line)
+    return left < 0 or (
+        len(line) > left // 64 and shape_of(line, len(line), left // 64) == TOO_MANY
+    )
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -186,69 +247,84 @@ def _loads(line: bytes) -> Any:
     return json.loads(line.decode(), parse_constant=_refuse_constant)
 
 
-def _decode_slowly(line: bytes) -> Any:
-    try:
-        return _loads(line)
-    except RecursionError:
-        raise MalformedEnvelope("the peer sent a line that is nested too deep") from None
-    except ValueError as error:
-        shown = line[:40] + (b"..." if len(line) > 40 else b"")
-        why = f"the peer sent a line that is not JSON: {shown!r} ({error})"
-        raise MalformedEnvelope(why) from None
-
-
-def _encode_slowly(message: object, depth: int) -> bytes:
+def _encode_slowly(message: object, shape: Shape) -> bytes:
     """Encode what orjson refused, or say what is wrong with it and where."""
     try:
-        plain = _plain(message, depth, "message", set())
+        plain = _plain(message, shape.depth, set())
         # Escaped, so that a lone surrogate survives and the line stays ASCII.
-        return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode()
+        line = json.dumps(plain, separators=(",", ":"), allow_nan=False).encode()
+    except _NotJSONError as error:
+        path = "message" + "".join(f"[{quoted(key, 40)}]" for key in reversed(error.path))
+        raise MessageNotSerializable(f"{path} {error}") from None
     except RecursionError:
         raise MessageNotSerializable("the message is nested too deep") from None
     except ValueError as error:  # an integer of more digits than sys.get_int_max_str_digits()
         raise MessageNotSerializable(f"the message cannot be spelled: {error}") from None
+    _check_shape(line, shape)
+    if isinstance(plain, dict):
+        _refuse_command(plain.get("cmd"))
+    try:
+        _skip(line)
+    except msgspec.DecodeError:
+        if _is_too_slow(line, shape.slow_line):
+            raise MessageNotSerializable(
+                f"the message holds half a surrogate pair, which only a slow reader reads, and its"
+                f" {len(line)} bytes are too much for that (Limits.slow_line)"
+            ) from None
+    return line
 
 
-def _plain(value: object, depth: int, path: str, around: set[int]) -> Any:
+class _NotJSONError(Exception):
+    """What is wrong with a value; ``path`` are the keys that lead to it, the last one first."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.path: list[object] = []
+
+
+def _plain(value: object, depth: int, around: set[int]) -> Any:
     """Return ``value`` built of plain JSON types; ``around`` holds the ids of its ancestors."""
-    if value is None or isinstance(value, bool | str | int):
-        # A subclass may have its own idea of str(): the value underneath is what is meant.
-        if isinstance(value, str):
-            return str.__str__(value)
-        return value if value is None or isinstance(value, bool) else int.__int__(value)
+    # A subclass may have its own idea of str(): the value underneath is what is meant.
+    if isinstance(value, str):
+        return str.__str__(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if int.bit_length(value) > MOST_BITS:
+            raise _NotJSONError("is an integer of more digits than a reader will take")
+        return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value) if math.isfinite(value) else None
     if not isinstance(value, dict | list | tuple):
-        return _scalar_of_orjson(value, path)
+        raise _NotJSONError(
+            f"is {readable(type(value).__name__)}, which is not a JSON value: convert it first"
+        )
     if id(value) in around:
-        raise MessageNotSerializable(f"{path} refers to an object around it")
+        raise _NotJSONError("refers to an object around it")
     if len(around) >= depth:
         raise MessageNotSerializable(f"the message is nested deeper than {depth} levels")
     around.add(id(value))
-    plain: Any
+    # What the value holds, and not what its methods say: the fast writer asks no method either.
+    keys: Iterable[Any] = itertools.count()
+    items: Iterable[Any]
     if isinstance(value, dict):
-        plain = {
-            _key(key, path): _plain(item, depth, f"{path}[{key!r}]", around)
-            for key, item in value.items()
-        }
+        keys, items = [_key(key) for key in dict.keys(value)], dict.values(value)
+    elif isinstance(value, list):
+        items = list.__iter__(value)
     else:
-        plain = [_plain(item, depth, f"{path}[{i}]", around) for i, item in enumerate(value)]
+        items = tuple.__iter__(value)
+    plain: list[Any] = []
+    for key, item in zip(keys, items, strict=False):
+        try:
+            plain.append(_plain(item, depth, around))
+        except _NotJSONError as error:
+            error.path.append(key)
+            raise
     around.discard(id(value))
-    return plain
+    return dict(zip(keys, plain, strict=True)) if isinstance(value, dict) else plain
 
 
-def _scalar_of_orjson(value: object, path: str) -> Any:
-    # What orjson takes on the fast path must not be refused here, or {"a": E.x} would be sent and
-    # {"a": E.x, "b": 2**70} refused.
-    try:
-        return json.loads(_dumps(value, option=_OPTIONS))  # an enum member, a UUID
-    except TypeError:
-        raise MessageNotSerializable(
-            f"{path} is {type(value).__name__}, which is not a JSON value: convert it first"
-        ) from None
-
-
-def _key(key: object, path: str) -> str:
+def _key(key: object) -> str:
     if isinstance(key, str):
         return str.__str__(key)
     if key is None or isinstance(key, bool):
@@ -257,6 +333,6 @@ def _key(key: object, path: str) -> str:
         return int.__repr__(key)
     if isinstance(key, float) and math.isfinite(key):
         return float.__repr__(key)
-    raise MessageNotSerializable(
-        f"{path} has the key {key!r}: keys are strings, or numbers that become strings"
+    raise _NotJSONError(
+        f"has the key {readable(repr(key))}: keys are strings, or numbers that become strings"
     )

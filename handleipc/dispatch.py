@@ -21,10 +21,8 @@ __all__ = ["Dispatch"]
 
 Handle, Message = envelope.Handle, envelope.Message
 _decode_short = codec.decode_short
+_decode_node = envelope.decode_node
 _decode_native, _decode_carefully = envelope.decode_line, envelope.decode_native
-# How Node begins the envelope of a handle.
-_PREFIX = b'{"cmd":"NODE_HANDLE"'
-_PREFIX_SIZE = len(_PREFIX)
 
 
 class Dispatch:
@@ -40,8 +38,8 @@ class Dispatch:
     __slots__ = (
         "_incoming",
         "_inviting",
-        "_limits",
         "_outgoing",
+        "_shape",
         "has_switched",
         "may_switch",
         "warnings",
@@ -57,7 +55,7 @@ class Dispatch:
         inviting: bool,
         invited: bool,
     ) -> None:
-        self._limits = limits
+        self._shape = limits.shape
         self._incoming = incoming
         self._outgoing = outgoing
         self._inviting = inviting
@@ -85,7 +83,8 @@ class Dispatch:
         """Take the lines of a batch, up to one that switches to native; returns how many."""
         view, offset, start = batch.view, batch.offset, batch.start
         incoming, pairing = self._incoming, self._incoming.pairing
-        sets, short = pairing.sets, self._limits.depth
+        sets, shape = pairing.sets, self._shape
+        short = shape.short
         run: list[Received] = []
         sizes: list[int] = []
         at_once = self.was_opened and incoming.takes_runs
@@ -95,9 +94,9 @@ class Dispatch:
                     pairing.check_claimed(offset + start)
                 raw, size = view[start : end - 1], end - start
                 try:
-                    value = _decode_short(raw) if size <= short else self._decode(raw)
+                    value = _decode_short(raw) if size <= short else _decode_node(raw, shape)
                 except codec.DECODE_ERRORS:
-                    value = self._decode(raw)
+                    value = _decode_node(raw, shape)
                 if at_once and not (type(value) is dict and "cmd" in value):
                     run.append((value, None))
                     sizes.append(size)
@@ -117,7 +116,8 @@ class Dispatch:
     def _native_lines(self, batch: Batch, index: int) -> None:
         """Take the lines of a batch from number ``index`` on."""
         view, offset, start = batch.view, batch.offset, batch.start_of(index)
-        incoming, depth = self._incoming, self._limits.depth
+        incoming, shape = self._incoming, self._shape
+        short = shape.short
         pairing, deliveries, grants = incoming.pairing, incoming.deliveries, incoming.grants
         sets = pairing.sets
         run: list[Received] = []
@@ -130,10 +130,10 @@ class Dispatch:
                     pairing.check_claimed(offset + start)
                 raw, size = view[start : end - 1], end - start
                 try:
-                    # A line this short cannot be nested too deep.
-                    line = _decode_native(raw) if size <= depth else _decode_carefully(raw, depth)
+                    # A line this short cannot be beyond the bounds.
+                    line = _decode_native(raw) if size <= short else _decode_carefully(raw, shape)
                 except codec.DECODE_ERRORS:
-                    line = _decode_carefully(raw, depth)
+                    line = _decode_carefully(raw, shape)
                 kind = type(line)
                 if kind is Message:
                     message = line.message  # type: ignore[union-attr]
@@ -161,12 +161,6 @@ class Dispatch:
         finally:
             if run:
                 deliveries.add_run(run, sizes)
-
-    def _decode(self, line: memoryview) -> Any:
-        # A message may be as deep as one that is sent back, so an envelope around it is allowed for
-        # where there is one.
-        more = envelope.NODE_ENVELOPE_DEPTH if bytes(line[:_PREFIX_SIZE]) == _PREFIX else 0
-        return codec.decode(line, self._limits.depth + more)
 
     def _node_line(self, value: Any, at: int, size: int) -> None:
         first, self.was_opened = not self.was_opened, True

@@ -9,13 +9,14 @@ native dialect is described in docs/wire.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import msgspec
 
 from handleipc import codec
 from handleipc.exceptions import MalformedEnvelope
-from handleipc.framing import nests_deeper
+from handleipc.limits import Shape
+from handleipc.texts import readable
 from handleipc.typing import Options
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "decode_control",
     "decode_line",
     "decode_native",
+    "decode_node",
     "is_command",
     "is_internal",
     "spell_again",
@@ -62,6 +64,12 @@ NACK = b'{"cmd":"NODE_HANDLE_NACK"}\n'
 ENVELOPE_DEPTH = 1
 # A handle of Node that is sent again has one more envelope around it than usual.
 NODE_ENVELOPE_DEPTH = 4
+# What describes a handle adds to the values of a message (registry.DETAILS), and to the bytes of
+# one that only the slow reader reads: as much again as a message may have, and the envelope.
+ENVELOPE_VALUES = 128 * 1024
+ENVELOPE_BYTES = 4096
+
+_TOO_DEEP = "the peer sent a message that is nested too deep (Limits.depth)"
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 _Sequence = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
@@ -136,23 +144,44 @@ def is_command(value: object) -> bool:
     )
 
 
-def decode_native(line: bytes | memoryview, depth: int) -> NativeLine:
-    """Read one line of the native dialect.
+def decode_native(line: bytes | memoryview, shape: Shape) -> NativeLine:
+    """Read one line of the native dialect, around a message of this shape at most.
 
     Raises:
-        MalformedEnvelope: it is not JSON, nested too deep, or no line of this dialect.
+        MalformedEnvelope: it is not JSON, beyond the bounds, or no line of this dialect.
     """
-    if len(line) > depth and nests_deeper(line, depth + ENVELOPE_DEPTH):
-        raise MalformedEnvelope("the peer sent a line that is nested too deep (Limits.depth)")
+    deepest = 0
+    if len(line) > shape.short:
+        deepest = codec.check_shape(
+            line, shape.depth + ENVELOPE_DEPTH, shape.values + ENVELOPE_VALUES
+        )
+    found: NativeLine
     try:
-        return codec.undisturbed(decode_line, line)
-    except codec.DECODE_ERRORS:
-        value = codec.decode(line, depth + ENVELOPE_DEPTH)
-    # JSON all the same, perhaps with what msgspec refuses inside a message: judge the shape.
-    try:
-        return cast(NativeLine, msgspec.convert(value, NativeLine))
-    except msgspec.ValidationError as error:
-        raise MalformedEnvelope(f"the peer sent no line of the native dialect: {error}") from None
+        found = codec.undisturbed(decode_line, line)
+    except codec.DECODE_ERRORS as error:
+        value = codec.decode_slowly(line, 2 * shape.slow_line + ENVELOPE_BYTES, error)
+        # JSON all the same, perhaps with what msgspec refuses in a message: judge the envelope.
+        found = _convert(value, NativeLine, "no line of the native dialect")
+    if deepest > shape.depth + 1 and type(found) is Message:
+        raise MalformedEnvelope(_TOO_DEEP)
+    return found
+
+
+def decode_node(line: bytes | memoryview, shape: Shape) -> Any:
+    """Read one line of the node dialect, around a message of this shape at most.
+
+    Raises:
+        MalformedEnvelope: it is not JSON, or beyond the bounds.
+    """
+    deepest = 0
+    if len(line) > shape.short:
+        deepest = codec.check_shape(
+            line, shape.depth + NODE_ENVELOPE_DEPTH, shape.values + ENVELOPE_VALUES
+        )
+    value = codec.read(line, 2 * shape.slow_line + ENVELOPE_BYTES)
+    if deepest > shape.depth and not is_command(value):
+        raise MalformedEnvelope(_TOO_DEEP)
+    return value
 
 
 def decode_control(value: dict[str, Any]) -> Control:
@@ -161,10 +190,18 @@ def decode_control(value: dict[str, Any]) -> Control:
     Raises:
         MalformedEnvelope: a field has the wrong type.
     """
+    known = {name: value[name] for name in Control.__struct_fields__ if name in value}
+    control: Control = _convert(known, Control, "a malformed control line")
+    return control
+
+
+def _convert(value: object, kind: Any, what: str) -> Any:
+    """Return a JSON value as an object of this kind, or say that the peer sent ``what``."""
     try:
-        return msgspec.convert(value, Control)
-    except msgspec.ValidationError as error:
-        raise MalformedEnvelope(f"the peer sent a malformed control line: {error}") from None
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        # The second where half a surrogate pair stands for a name that msgspec compares as UTF-8.
+        raise MalformedEnvelope(f"the peer sent {what}: {readable(str(error))}") from None
 
 
 def spell_message(message: bytes, native: bool) -> bytes:

@@ -1,7 +1,7 @@
 """Bytes in, complete lines out: a typed skin over the C framer.
 
 Owns the receive buffer. Does not read sockets (``ancillary`` does, into the same buffer) and does
-not know what a line means, but for how deep it is nested.
+not know what a line means, but for how deep it is nested and how many values it holds.
 """
 
 from __future__ import annotations
@@ -18,9 +18,21 @@ from handleipc.exceptions import LineTooLong, LocalProtocolError
 if TYPE_CHECKING:
     from handleipc._core import CData
 
-__all__ = ["MAX_ENDS", "Batch", "DescriptorSet", "LineFramer", "LongLine", "nests_deeper"]
+__all__ = [
+    "MAX_ENDS",
+    "TOO_DEEP",
+    "TOO_MANY",
+    "Batch",
+    "DescriptorSet",
+    "LineFramer",
+    "LongLine",
+    "shape_of",
+]
 
-_hipc_nests_deeper = lib.hipc_nests_deeper
+TOO_DEEP: int = lib.HIPC_TOO_DEEP
+TOO_MANY: int = lib.HIPC_TOO_MANY
+
+_hipc_shape = lib.hipc_shape
 
 # Lines and sets of one report: a 64 KiB read of the shortest useful lines (`[0,1]`) makes 11,000
 # ends, and a report that is full only costs one more call.
@@ -229,14 +241,19 @@ class LineFramer:
         return buffer
 
 
-def nests_deeper(text: bytes | memoryview, limit: int) -> bool:
-    """Say whether arrays and objects in this JSON text are nested deeper than ``limit``.
+def shape_of(text: bytes | memoryview, depth: int, values: int) -> int:
+    """Return how deep arrays and objects in this JSON text are nested, or what is wrong with it.
 
     Exact for valid JSON; for anything else some answer, and the parser will refuse it.
+
+    Args:
+        text: one JSON text.
+        depth: deepest nesting allowed.
+        values: most values allowed, counted as ``hipc_shape`` of csrc/hipc_api.h does.
+
+    Returns:
+        The depth; or ``TOO_DEEP`` or ``TOO_MANY``, which are larger.
     """
-    size = len(text)
-    if size <= limit:
-        return False
     if isinstance(text, bytes):
-        return bool(_hipc_nests_deeper(text, size, limit))
-    return bool(_hipc_nests_deeper(ffi.from_buffer("char[]", text), size, limit))
+        return _hipc_shape(text, len(text), depth, values)
+    return _hipc_shape(ffi.from_buffer("char[]", text), len(text), depth, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 
-__all__ = ["Limits", "descriptor_limit"]
+__all__ = ["Limits", "Shape", "descriptor_limit"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -31,6 +31,21 @@ def _default_high_water() -> int:
 
 def _default_low_water() -> int:
     return _default_high_water() // 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """What the JSON of a message may look like; the fields are those of ``Limits``."""
+
+    depth: int
+    values: int
+    slow_line: int
+    short: int = dataclasses.field(init=False)
+    """Bytes up to which no text can exceed the others: such a one need not be looked at."""
+
+    def __post_init__(self) -> None:
+        # The most that a byte can count: 64, for an exponent (HIPC_FAR_EXPONENT).
+        object.__setattr__(self, "short", min(self.depth, self.values // 64))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +81,21 @@ class Limits:
     """Longest line, both ways. A longer one ends the channel."""
 
     depth: int = 128
-    """Deepest nesting of a message."""
+    """Deepest nesting of a message, both ways."""
+
+    values: int = 8_000_000
+    """Values in one message, both ways: commas and opening brackets, outside of strings. A number
+    that takes long to read counts for more: one with an exponent of three digits 64, one of n times
+    64 digits n * n. Bounds the memory that few bytes become when they are read, beside that of the
+    text itself. Measured at the bound: 61 MiB of ``1``, 275 MiB of ``[]`` or ``{}``, 430 MiB of
+    ``"a"``, and at worst 1,070 MiB of objects with one key each, all different. More ends the
+    channel."""
+
+    slow_line: int = 16 * MIB
+    """Bytes, each value counting as 64 of them, of a message with half a surrogate pair in it: only
+    the slow reader of the standard library reads that. At the bound it takes a third of a second at
+    most, measured; 64 MiB of arrays took four. JavaScript cuts long texts anywhere, so text alone
+    may be as long as this. More ends the channel."""
 
     queued_bytes: int = 64 * MIB
     """Bytes of messages, and of what describes their handles, waiting to be written; above,
@@ -147,6 +176,13 @@ class Limits:
 
     disconnect_timeout: float = 30.0
     """How long ``disconnect()`` flushes before it aborts."""
+
+    @property
+    def shape(self) -> Shape:
+        """The limits of one message. None is larger than the longest line, so that C can count."""
+        return Shape(
+            min(self.depth, self.line), min(self.values, self.line), min(self.slow_line, self.line)
+        )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

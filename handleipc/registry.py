@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from handleipc import codec, conversions
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.fds import FileDescriptor
+from handleipc.limits import Shape
 from handleipc.pending import Held, PendingHandle
 from handleipc.receiving import Refusal
 from handleipc.typing import JSON, Options
@@ -24,7 +25,9 @@ Pender = Callable[[Any, bool], PendingHandle]
 Builder = Callable[[int, int, Options | None], object]
 Fallback = Callable[[Any, bool], PendingHandle | None]
 
-DETAILS_DEPTH = 64
+# What describes an object of the application's own; every peer has room for it beside a message
+# (envelope.ENVELOPE_VALUES).
+DETAILS = Shape(depth=64, values=65_536, slow_line=1024 * 1024)
 
 
 class Conversion(Protocol[T]):
@@ -212,7 +215,7 @@ def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> P
             f"a {conversion.tag!r} came with {len(fds)} descriptors: 1 to 253 travel together"
         )
     # As they are now; what is not JSON is refused before anything leaves.
-    spelled = codec.encode(details, DETAILS_DEPTH)
+    spelled = codec.encode(details, DETAILS)
     close = getattr(obj, "close", None)
     return Held(
         obj,

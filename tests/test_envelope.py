@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handleipc import codec, envelope
 from handleipc.envelope import Again, Control, DescriptorCount, Handle, Message
 from handleipc.exceptions import MalformedEnvelope
+from handleipc.limits import Limits, Shape
 
-DEPTH = 128
+SHAPE = Limits().shape
+SHALLOW = Limits(depth=10).shape
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -29,7 +32,7 @@ def read(line: bytes) -> envelope.NativeLine:
     """Read a line as the framer gives it: without its newline."""
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
-    return envelope.decode_native(memoryview(line)[:-1], DEPTH)
+    return envelope.decode_native(memoryview(line)[:-1], SHAPE)
 
 
 # -- spelled and read back -----------------------------------------------------------------------
@@ -38,7 +41,7 @@ def read(line: bytes) -> envelope.NativeLine:
 @given(VALUES)
 def test_message_round_trip(value: object) -> None:
     """A plain message comes back as it was."""
-    assert read(envelope.spell_message(codec.encode(value, DEPTH), True)) == Message(value)
+    assert read(envelope.spell_message(codec.encode(value, SHAPE), True)) == Message(value)
 
 
 @given(NUMBERS, COUNTS, st.text(), VALUES, OPTIONS)
@@ -47,7 +50,7 @@ def test_handle_round_trip(
 ) -> None:
     """A handle comes back with its number, descriptors, tag, message and options."""
     spelled = codec.spell(options) if options is not None else b""
-    line = envelope.spell_handle(sequence, fds, tag, codec.encode(value, DEPTH), spelled)
+    line = envelope.spell_handle(sequence, fds, tag, codec.encode(value, SHAPE), spelled)
     assert read(line) == Handle(sequence, fds, tag, value, options)
 
 
@@ -77,7 +80,7 @@ def test_handle_without_options_is_shorter() -> None:
 @pytest.mark.parametrize("value", ["\ud800", 2**70, {"\ud800": [2**70]}])
 def test_message_that_only_the_slow_path_reads(value: object) -> None:
     """Lone surrogates and huge integers pass through every kind of line."""
-    message = codec.encode(value, DEPTH)
+    message = codec.encode(value, SHAPE)
     assert read(envelope.spell_message(message, True)) == Message(value)
     line = envelope.spell_handle(1, 1, "\ud800", message, codec.spell({"details": value}))
     assert read(line) == Handle(1, 1, "\ud800", value, {"details": value})
@@ -194,14 +197,14 @@ def test_is_command(value: object, command: bool) -> None:
 def test_decode_of_no_line_of_the_dialect(line: bytes) -> None:
     """A line that is none of the five is the peer's fault."""
     with pytest.raises(MalformedEnvelope):
-        envelope.decode_native(line, DEPTH)
+        envelope.decode_native(line, SHAPE)
 
 
 @given(st.lists(st.integers(-1, 4) | VALUES, max_size=6) | VALUES)
 def test_decode_of_any_json(value: object) -> None:
     """Any JSON is a line of the dialect with its fields in bounds, or refused."""
     try:
-        line = envelope.decode_native(codec.encode(value, DEPTH), DEPTH)
+        line = envelope.decode_native(codec.encode(value, SHAPE), SHAPE)
     except (MalformedEnvelope, codec.MessageNotSerializable):
         return
     assert isinstance(line, Message | DescriptorCount | Handle | Again | dict)
@@ -214,27 +217,203 @@ def test_decode_of_any_json(value: object) -> None:
 def test_decode_of_any_bytes(line: bytes) -> None:
     """Bytes that are no line never raise anything else."""
     try:
-        envelope.decode_native(line, DEPTH)
+        envelope.decode_native(line, SHAPE)
     except MalformedEnvelope:
         pass
 
 
+def test_decode_of_control_with_half_a_pair_in_a_name() -> None:
+    """A field of such a name is one we do not know, and passed over."""
+    assert envelope.decode_control({"\ud800": 1, "ack": 7}) == Control(ack=7)
+
+
 def test_decode_of_lines_of_a_later_version() -> None:
     """Fields behind the known ones are passed over."""
-    assert envelope.decode_native(b"[0,1,2,3]", DEPTH) == Message(1)
+    assert envelope.decode_native(b"[0,1,2,3]", SHAPE) == Message(1)
     assert envelope.decode_control({"cmd": "NODE_HANDLEIPC", "later": [1]}) == Control()
 
 
 def test_decode_of_deep_message() -> None:
     """A message at the limit passes inside each envelope; far deeper ones are refused."""
     deep = b"[" * 10 + b"]" * 10
-    assert envelope.decode_native(b"[0," + deep + b"]", 10) == Message(json.loads(deep))
+    assert envelope.decode_native(b"[0," + deep + b"]", SHALLOW) == Message(json.loads(deep))
     line = envelope.spell_handle(1, 1, "t", b"null", codec.spell({"details": json.loads(deep)}))
-    assert isinstance(envelope.decode_native(line[:-1], 10), Handle)
+    assert isinstance(envelope.decode_native(line[:-1], SHALLOW), Handle)
     with pytest.raises(MalformedEnvelope, match="nested too deep"):
-        envelope.decode_native(b"[0,[[[" + deep + b"]]]]", 10)
+        envelope.decode_native(b"[0,[[[" + deep + b"]]]]", SHALLOW)
     with pytest.raises(MalformedEnvelope, match="too deep"):
-        envelope.decode_native(b"[" * 1_000_000, 10)
+        envelope.decode_native(b"[" * 1_000_000, SHALLOW)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_decode_of_message_at_the_limit_of_depth(native: bool) -> None:
+    """As deep as may be sent, and not a level more: what arrives can be sent back."""
+    decode = envelope.decode_native if native else envelope.decode_node
+    for depth in (10, 11, 12):
+        message = b"[" * depth + b'"long enough to be looked at"' + b"]" * depth
+        line = envelope.spell_message(message, native)[:-1]
+        if depth == 10:
+            codec.encode(json.loads(message), SHALLOW)
+            decode(line, SHALLOW)
+        else:
+            with pytest.raises(MalformedEnvelope, match="nested too deep"):
+                decode(line, SHALLOW)
+            with pytest.raises(codec.MessageNotSerializable):
+                codec.encode(json.loads(message), SHALLOW)
+
+
+def test_decode_of_a_handle_of_node_that_was_wrapped_twice() -> None:
+    """Envelopes of Node around a message at the limit are not counted against it."""
+    message = b"[" * 10 + b'"long enough to be looked at"' + b"]" * 10
+    once = envelope.spell_node_handle("net.Socket", message, b"")[:-1]
+    twice = envelope.spell_node_handle("net.Socket", once, b"")[:-1]
+    assert envelope.decode_node(twice, SHALLOW)["msg"]["msg"] == json.loads(message)
+
+
+@pytest.mark.parametrize("half", [b"", b'"\\ud800",'])
+@pytest.mark.parametrize("native", [True, False])
+def test_decode_of_the_most_that_may_be_sent(half: bytes, native: bool) -> None:
+    """A message at its bounds, with a handle described by as much as may be, kills no peer."""
+    shape = Limits(values=1000, slow_line=30_000).shape
+    numbers = b"[%b" % half + b"0," * (400 - len(half)) + b"0]"
+    message = codec.encode(json.loads(numbers), shape)
+    details = codec.encode({"details": json.loads(numbers)}, shape)
+    if native:
+        line = envelope.spell_handle(1, 1, "net.Socket", message, details)[:-1]
+        assert isinstance(envelope.decode_native(line, shape), Handle)
+    else:
+        line = envelope.spell_node_handle("net.Socket", message, details)[:-1]
+        assert envelope.decode_node(line, shape)["msg"] == json.loads(numbers)
+
+
+@pytest.mark.parametrize("decode", [envelope.decode_native, envelope.decode_node])
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (b"[0,[" + b"0," * 200_000 + b"0]]", "values"),
+        (b"[0," + b"[" * 500 + b"]" * 500 + b"]", "depth"),
+        (b'[0,["\\ud800",' + b"0," * 1000 + b"0]]", "slow_line"),
+    ],
+)
+def test_decode_of_a_line_beyond_the_bounds(
+    decode: Callable[[bytes, Shape], object], line: bytes, name: str
+) -> None:
+    """Each bound is named by the error, in both dialects."""
+    shape = Limits(values=1000, slow_line=1000).shape
+    with pytest.raises(MalformedEnvelope, match=rf"\(Limits\.{name}\)"):
+        decode(line, shape)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'[0,"\\ud800"]', b'[2,1,1,"\\ud800",0]', b'"\\ud800"', b'{"\\ud800":1}', b"[9,1]", b"[0,"],
+)
+def test_what_the_fast_reader_refuses_is_read_once_more(
+    line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fast parse and one slow one at most, of a line of any kind."""
+    parses = []
+    fast, slow = envelope.decode_line, codec._loads
+    monkeypatch.setattr(envelope, "decode_line", lambda text: parses.append("fast") or fast(text))
+    monkeypatch.setattr(codec, "decode_short", lambda text: parses.append("fast too"))
+    monkeypatch.setattr(codec, "_loads", lambda text: parses.append("slow") or slow(text))
+    try:
+        envelope.decode_native(line, SHAPE)
+    except MalformedEnvelope:
+        pass
+    assert parses == ["fast", "slow"]
+
+
+# -- whatever the peer sends ---------------------------------------------------------------------
+
+# What trips readers: halves of surrogate pairs, as keys and names too; numbers without end, twice
+# the same key, what only Python's reader calls JSON.
+ODD = [
+    b'"\\ud800"',
+    b'"\\udc00\\ud800"',
+    b'"NODE_HANDLEIPC"',
+    b'"NODE_HANDLE"',
+    b'"NODE_\\ud800"',
+    b'"cmd"',
+    b'"\\u0063md"',
+    b'"refuse"',
+    b'"again"',
+    b'"ack"',
+    b'"net.Socket"',
+    b"NaN",
+    b"-Infinity",
+    b"1e400",
+    b"-0",
+    b"1e-400",
+    b"9" * 5000,
+    b"18446744073709551616",
+    b"0.1e",
+    b"0",
+    b"1",
+    b"2",
+    b"3",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b",",
+    b":",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"\xf0\x9f\x98\x80",
+    b"\\",
+    b'"',
+    b"null",
+    b" ",
+    b"\x00",
+    b"\r",
+    b"\xe2\x80\xa8",
+]
+ANYTHING = st.recursive(
+    st.sampled_from(ODD),
+    lambda inner: (
+        st.lists(inner, max_size=6).map(lambda items: b"[" + b",".join(items) + b"]")
+        | st.lists(st.tuples(st.sampled_from(ODD), inner), max_size=4).map(
+            lambda items: b"{" + b",".join(b"%b:%b" % item for item in items) + b"}"
+        )
+        | st.lists(inner, max_size=6).map(b"".join)
+    ),
+    max_leaves=12,
+)
+
+
+def check_text(error: Exception) -> None:
+    """A text can be printed anywhere: ASCII, short, one line."""
+    text = str(error)
+    assert text.isascii()
+    assert text.isprintable()
+    assert len(text) < 700
+
+
+@given(ANYTHING | st.binary(max_size=40), st.sampled_from([SHAPE, Limits(slow_line=50).shape]))
+@example(b'"\\ud800"', SHAPE)
+@example(b'{"cmd":"NODE_HANDLEIPC","\\ud800":1}', SHAPE)
+@example(b'{"cmd":"NODE_HANDLEIPC","refuse":[[1,1,"\\ud800"]]}', SHAPE)
+@example(b'{"cmd":"NODE_HANDLEIPC","again":"\\ud800"}', SHAPE)
+@example(b'["\\ud800",1]', SHAPE)
+@example(b'[2,1,1,"\\ud800",1,{"\\ud800":1}]', SHAPE)
+@example(b'[2,1,1,"t",1,"\\ud800"]', SHAPE)
+@example(b"[0," + b"9" * 5000 + b"]", SHAPE)
+@example(b'{"cmd":"a","cmd":"NODE_HANDLE"}', SHAPE)
+def test_decode_of_anything(line: bytes, shape: Shape) -> None:
+    """Whatever comes, nothing but a MalformedEnvelope is raised, and its text can be printed."""
+    for decode in (envelope.decode_native, envelope.decode_node):
+        try:
+            value = decode(memoryview(line), shape)
+        except MalformedEnvelope as error:
+            check_text(error)
+            continue
+        envelope.is_internal(value)
+        if envelope.is_command(value):
+            try:
+                envelope.decode_control(value)
+            except MalformedEnvelope as error:
+                check_text(error)
 
 
 # -- control lines -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ if not PACKAGE.exists():  # the tests of an installed wheel
     PACKAGE = Path(handleipc.__file__).parent
 
 LAYERS = [
-    {"exceptions", "typing", "limits"},
+    {"exceptions", "typing", "limits", "texts"},
     {"framing", "fds", "system", "ownership"},
     {"ancillary", "pending", "codec", "deliveries", "grants", "answers", "receiving"},
     {"envelope", "addresses", "stages", "pairing", "holes"},

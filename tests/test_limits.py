@@ -108,6 +108,15 @@ def test_limits_cannot_be_changed() -> None:
     assert dataclasses.replace(Limits(), ready=1).ready == 1
 
 
+def test_shape_of_a_message() -> None:
+    """The bounds of one message, none of which the C core cannot count."""
+    shape = Limits(depth=7, values=1000, slow_line=300).shape
+    assert (shape.depth, shape.values, shape.slow_line, shape.short) == (7, 1000, 300, 7)
+    assert Limits(depth=7, values=100).shape.short == 1
+    shape = Limits(depth=10**30, values=10**30, slow_line=10**30, line=1000).shape
+    assert (shape.depth, shape.values, shape.slow_line) == (1000, 1000, 1000)
+
+
 def test_every_limit_has_a_reason() -> None:
     """Each limit stands in the source with a sentence of its own."""
     source = inspect.getsource(Limits)

@@ -57,7 +57,7 @@ class Sender(CountingDriver):
         self._unwritten = 0
         limits = protocol.limits
         # Copies, since each send looks at them.
-        self._depth = limits.depth
+        self._shape = limits.shape
         self._room = min(limits.queued_bytes, limits.line - ENVELOPE_BYTES)
         self._queued_handles = limits.queued_handles
         self._handle_share = WRITE_EARLY // protocol.limits.set_size + 1
@@ -207,7 +207,7 @@ class Sender(CountingDriver):
             self._refuse_use()
         if protocol.state is not OPEN:
             raise self._why_closed()
-        line = _encode(message, self._depth)
+        line = _encode(message, self._shape)
         outgoing = protocol.outgoing
         # One comparison for both limits: what is small enough for the rest of the queue is small
         # enough for a line.

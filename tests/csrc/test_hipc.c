@@ -1676,36 +1676,90 @@ static void test_exit_with_parent_that_has_ended(void)
     CHECK_EQUAL(status, 0);
 }
 
-/* -- nesting --------------------------------------------------------------------------------- */
+/* -- hipc_shape ------------------------------------------------------------------------------ */
 
-static int nests_deeper(const char *text, int limit)
+#define MANY 1000000
+
+static int shape(const char *text, int depth, int64_t values)
 {
-    return hipc_nests_deeper(guarded_copy(text, strlen(text)), strlen(text), limit);
+    return hipc_shape(guarded_copy(text, strlen(text)), strlen(text), depth, values);
 }
 
-static void test_nests_deeper(void)
+static void test_shape_of_nested_text(void)
 {
-    CHECK_EQUAL(nests_deeper("", 0), 0);
-    CHECK_EQUAL(nests_deeper("1", 0), 0);
-    CHECK_EQUAL(nests_deeper("[]", 0), 1);
-    CHECK_EQUAL(nests_deeper("[]", 1), 0);
-    CHECK_EQUAL(nests_deeper("[{}]", 1), 1);
-    CHECK_EQUAL(nests_deeper("[{},{},[]]", 2), 0);
-    CHECK_EQUAL(nests_deeper("{\"a\":[{\"b\":[]}]}", 3), 1);
-    CHECK_EQUAL(nests_deeper("{\"a\":[{\"b\":[]}]}", 4), 0);
+    CHECK_EQUAL(shape("", 0, 0), 0);
+    CHECK_EQUAL(shape("1", 0, 0), 0);
+    CHECK_EQUAL(shape("[]", 0, MANY), HIPC_TOO_DEEP);
+    CHECK_EQUAL(shape("[]", 1, MANY), 1);
+    CHECK_EQUAL(shape("[{}]", 1, MANY), HIPC_TOO_DEEP);
+    CHECK_EQUAL(shape("[{},{},[]]", 2, MANY), 2);
+    CHECK_EQUAL(shape("[[[]],[]]", 9, MANY), 3);
+    CHECK_EQUAL(shape("{\"a\":[{\"b\":[]}]}", 3, MANY), HIPC_TOO_DEEP);
+    CHECK_EQUAL(shape("{\"a\":[{\"b\":[]}]}", 4, MANY), 4);
 }
 
-static void test_nests_deeper_of_brackets_in_strings(void)
+/* The least bound that a text is within. */
+static int64_t values_of(const char *text)
 {
-    CHECK_EQUAL(nests_deeper("\"[[[[\"", 0), 0);
-    CHECK_EQUAL(nests_deeper("[\"\\\"[[\",\"{\"]", 1), 0);
-    CHECK_EQUAL(nests_deeper("[\"\\\\\",[]]", 1), 1);
-    CHECK_EQUAL(nests_deeper("{\"[\":\"]\",\"}\":[1]}", 1), 1);
+    int64_t values = 0;
+
+    while (shape(text, 128, values) == HIPC_TOO_MANY)
+        values++;
+    return values;
+}
+
+static void test_shape_counts_values(void)
+{
+    CHECK_EQUAL(values_of("1"), 0);
+    CHECK_EQUAL(values_of("[]"), 1);
+    CHECK_EQUAL(values_of("[1,2,3]"), 3);
+    CHECK_EQUAL(values_of("{\"a\":1,\"b\":{}}"), 3);
+    CHECK_EQUAL(values_of("[\",[{\",\"\\\",[\",true,false,null]"), 5);
+    CHECK_EQUAL(values_of("[{},[],{}]"), 6);
+}
+
+/* A number that takes a reader long counts for several, wherever it stands. */
+static void test_shape_counts_numbers_by_their_cost(void)
+{
+    char text[1024];
+
+    CHECK_EQUAL(values_of("1e99"), 0);
+    CHECK_EQUAL(values_of("1e100"), 64);
+    CHECK_EQUAL(values_of("[1E+300,true,-1.5e-300]"), 3 + 2 * 64);
+    CHECK_EQUAL(values_of("{\"1e300\":1e30,\"x\":false}"), 2);
+    CHECK_EQUAL(values_of("1e"), 0);
+    CHECK_EQUAL(values_of("1e-"), 0);
+    CHECK_EQUAL(values_of("1e-30"), 0);
+    CHECK_EQUAL(values_of("e100"), 0);
+    memset(text, '7', sizeof(text));
+    for (int digits = 1; digits < 200; digits++) {
+        text[digits] = '\0';
+        CHECK_EQUAL(values_of(text), (digits / 64) * (digits / 64));
+        text[digits] = ',';
+        text[digits + 1] = '\0';
+        CHECK_EQUAL(values_of(text), (digits / 64) * (digits / 64) + 1);
+        text[digits] = text[digits + 1] = '7';
+    }
+    text[0] = '"';
+    text[999] = '"';
+    text[1000] = '\0';
+    CHECK_EQUAL(values_of(text), 0);
+    text[1000] = '7';
+    text[1001] = '\0';
+    CHECK_EQUAL(values_of(text), 0);
+}
+
+static void test_shape_of_brackets_in_strings(void)
+{
+    CHECK_EQUAL(shape("\"[[[[\"", 0, 0), 0);
+    CHECK_EQUAL(shape("[\"\\\"[[\",\"{\"]", 1, 2), 1);
+    CHECK_EQUAL(shape("[\"\\\\\",[]]", 1, MANY), HIPC_TOO_DEEP);
+    CHECK_EQUAL(shape("{\"[\":\"]\",\"}\":[1]}", 1, MANY), HIPC_TOO_DEEP);
 }
 
 /* Strings of every length around the one from which they are searched otherwise, with an escaped
  * quote at every place. */
-static void test_nests_deeper_of_strings_of_every_length(void)
+static void test_shape_of_strings_of_every_length(void)
 {
     char text[128];
 
@@ -1716,22 +1770,24 @@ static void test_nests_deeper_of_strings_of_every_length(void)
             if (escape >= 0)
                 memcpy(text + 1 + escape, "\\\"", 2);
             memcpy(text + 1 + length, "\"{}", 4);
-            CHECK_EQUAL(nests_deeper(text, 0), 1);
-            CHECK_EQUAL(nests_deeper(text, 1), 0);
+            CHECK_EQUAL(shape(text, 0, MANY), HIPC_TOO_DEEP);
+            CHECK_EQUAL(shape(text, 1, 1), 1);
+            CHECK_EQUAL(shape(text, 1, 0), HIPC_TOO_MANY);
             for (int cut = 0; cut <= length; cut++)
-                CHECK_EQUAL(hipc_nests_deeper(guarded_copy(text, cut), cut, 0), 0);
+                CHECK_EQUAL(hipc_shape(guarded_copy(text, cut), cut, 0, 0), 0);
         }
     }
 }
 
 /* A text that ends in the middle of a string or an escape: nothing beyond it is read. */
-static void test_nests_deeper_of_what_is_no_json(void)
+static void test_shape_of_what_is_no_json(void)
 {
-    CHECK_EQUAL(nests_deeper("\"", 0), 0);
-    CHECK_EQUAL(nests_deeper("\"abc", 0), 0);
-    CHECK_EQUAL(nests_deeper("\"abc\\", 0), 0);
-    CHECK_EQUAL(nests_deeper("]]]][", 0), 0);
-    CHECK_EQUAL(nests_deeper("[[[[", 3), 1);
+    CHECK_EQUAL(shape("\"", 0, 0), 0);
+    CHECK_EQUAL(shape("\"abc", 0, 0), 0);
+    CHECK_EQUAL(shape("\"abc\\", 0, 0), 0);
+    CHECK_EQUAL(shape("]]]][", 0, 1), 0);
+    CHECK_EQUAL(shape("[[[[", 3, MANY), HIPC_TOO_DEEP);
+    CHECK_EQUAL(shape(",,,,", 0, 3), HIPC_TOO_MANY);
 }
 
 /* -- all of them ----------------------------------------------------------------------------- */
@@ -1798,10 +1854,12 @@ static const struct {
     TEST(test_kind_of_sockets),
     TEST(test_kind_of_other_descriptors),
     TEST(test_kind_of_path_descriptor),
-    TEST(test_nests_deeper),
-    TEST(test_nests_deeper_of_brackets_in_strings),
-    TEST(test_nests_deeper_of_strings_of_every_length),
-    TEST(test_nests_deeper_of_what_is_no_json),
+    TEST(test_shape_of_nested_text),
+    TEST(test_shape_counts_values),
+    TEST(test_shape_counts_numbers_by_their_cost),
+    TEST(test_shape_of_brackets_in_strings),
+    TEST(test_shape_of_strings_of_every_length),
+    TEST(test_shape_of_what_is_no_json),
     TEST(test_exit_with_parent),
     TEST(test_exit_with_parent_that_has_ended),
 };
