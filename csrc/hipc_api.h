@@ -70,7 +70,8 @@ typedef struct hipc_reader {
  * the report stay in the buffer (scanned < filled): no readiness of the socket will tell of them.
  *
  * Consumed bytes are dropped first, so offsets of an earlier report are no longer valid.
- * Descriptors arrive close-on-exec, sockets among them non-blocking. EINTR is retried.
+ * Descriptors arrive close-on-exec, sockets among them non-blocking. EINTR is retried. Never waits,
+ * even if somebody who shares the open file description has made it blocking.
  *
  * Returns HIPC_DRAINED, HIPC_MORE, HIPC_FULL or HIPC_EOF; -errno if a read failed with nothing to
  * report. If there is something, it is reported, HIPC_MORE is returned and `error` is set.
@@ -96,7 +97,8 @@ int hipc_nests_deeper(const char *text, size_t length, int limit);
  * Write bytes [offset, length) of `data` to the stream socket `fd`, with `n_fds` borrowed
  * descriptors attached to the first of them (none if offset > 0: they left with the first byte).
  * Goes on until all is written or the kernel takes no more; later writes of one call carry no
- * descriptors. Never raises SIGPIPE. EINTR is retried.
+ * descriptors. Never waits, even if somebody who shares the open file description has made it
+ * blocking. Never raises SIGPIPE. EINTR is retried.
  *
  * Returns the number of bytes written, at least 1 if there are any; -errno if none was, of which
  * these mean "wait": -EAGAIN until the socket is writable; -ETOOMANYREFS, -ENOBUFS, -ENOMEM for a
@@ -114,6 +116,15 @@ int64_t hipc_send(int fd, const char *data, size_t offset, size_t length,
 int64_t hipc_send_parts(int fd, const char *head, size_t head_length, const char *body,
                         size_t body_length, const char *tail, size_t tail_length, size_t offset,
                         const int32_t *fds, int32_t n_fds);
+
+/*
+ * Close a descriptor that a peer has had in its hands: clear SO_LINGER, then close(2). Its sender
+ * may have set that option, and then close blocks, non-blocking socket or not, until the far end
+ * has taken what was written. EINTR counts as closed.
+ *
+ * Returns 0; -errno if close failed (-EBADF: it was not open).
+ */
+int hipc_close(int fd);
 
 /*
  * Accept up to `max` connections from the non-blocking listening socket `fd`.

@@ -24,6 +24,9 @@
 #define MSG_NOSIGNAL 0
 #endif
 
+/* MSG_DONTWAIT on every read and write of ours: O_NONBLOCK belongs to the open file description,
+ * and whoever else holds a copy of this end may clear it. */
+
 /* One read asks for this much at most: more does not come from a socket buffer of usual size. */
 #define READ_SIZE ((size_t)1 << 20)
 
@@ -67,6 +70,16 @@ int32_t hipc_kind(int fd)
     if (fstat(fd, &status) < 0)
         return -errno;
     return S_ISFIFO(status.st_mode) ? HIPC_KIND_FIFO : HIPC_KIND_OTHER;
+}
+
+int hipc_close(int fd)
+{
+    const struct linger none = {0, 0};
+
+    /* No socket, or a kind that does not linger: nothing to clear. */
+    (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none));
+    /* After EINTR the descriptor is gone, and its number perhaps somebody else's (close(2)). */
+    return close(fd) == 0 || errno == EINTR ? 0 : -errno;
 }
 
 /* Take the descriptors out of one control message and report them, classified and prepared. */
@@ -136,7 +149,7 @@ static ssize_t receive_once(int fd, hipc_reader *reader, size_t limit)
         header.msg_iovlen = 1;
         header.msg_control = &room;
         header.msg_controllen = sizeof(room);
-        got = recvmsg(fd, &header, MSG_CMSG_CLOEXEC);
+        got = recvmsg(fd, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     } while (got < 0 && errno == EINTR);
     if (got < 0)
         return -errno;
@@ -199,7 +212,7 @@ static ssize_t send_once(int fd, struct iovec *parts, size_t n_parts, const int3
         memcpy(CMSG_DATA(&room.align), fds, bytes);
     }
     do {
-        sent = sendmsg(fd, &header, MSG_NOSIGNAL);
+        sent = sendmsg(fd, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
     } while (sent < 0 && errno == EINTR);
     return sent < 0 ? -errno : sent;
 }

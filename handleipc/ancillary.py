@@ -6,6 +6,7 @@ pure layer sees a socket.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -21,6 +22,7 @@ __all__ = [
     "Acceptor",
     "Receiver",
     "Refused",
+    "close_received",
     "descriptor_kind",
     "exit_with_parent",
     "send_with_fds",
@@ -100,6 +102,20 @@ def descriptor_kind(fd: int) -> int:
     return kind
 
 
+def close_received(fd: int) -> None:
+    """Close a descriptor that a peer has had in its hands, and never wait for it.
+
+    For whatever was received, or came back from a peer: with the SO_LINGER that its sender may
+    have set, ``os.close`` would block until the far end has taken what was written.
+
+    Raises:
+        OSError: as ``os.close`` raises it; EINTR counts as closed.
+    """
+    error = lib.hipc_close(fd)
+    if error < 0:
+        raise OSError(-error, os.strerror(-error))
+
+
 def exit_with_parent(signal: int, parent: int) -> None:
     """Have this process sent ``signal`` when the thread that started it ends.
 
@@ -155,10 +171,11 @@ class Receiver:
         return int(reader.position + reader.filled)
 
     def close(self) -> None:
-        """Close the descriptors that were received and never taken."""
+        """Close the descriptors that were received and never taken, each whatever others say."""
         for leftover in self._framer.take_sets():
             for fd in leftover.fds:
-                os.close(fd)
+                with contextlib.suppress(OSError):
+                    close_received(fd)
 
 
 class Acceptor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from handleipc.ancillary import (
     Acceptor,
     Receiver,
     Refused,
+    close_received,
     descriptor_kind,
     exit_with_parent,
     send_with_fds,
@@ -333,6 +335,20 @@ def test_close_of_receiver_closes_what_was_not_taken(
     receiver.close()
 
 
+def test_close_of_receiver_closes_the_rest_whatever_one_says(pair: Pair) -> None:
+    """A descriptor that cannot be closed does not keep the others open."""
+    a, b = pair
+    framer = LineFramer(100)
+    reading, writing = os.pipe()
+    send_with_fds(a.fileno(), b"x\n", 0, [writing, writing])
+    os.close(writing)
+    assert framing.lib.hipc_receive(b.fileno(), framer.reader, 1) == ancillary.MORE
+    os.close(framer.reader.fds[0])
+    Receiver(framer).close()
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
 # -- descriptor_kind -----------------------------------------------------------------------------
 
 
@@ -358,6 +374,31 @@ def test_kind_of_others() -> None:
         descriptor_kind(reading)
     with file() as fd:
         assert descriptor_kind(fd) == ancillary.KIND_OTHER
+
+
+# -- close_received ------------------------------------------------------------------------------
+
+
+def test_close_received_clears_what_would_make_it_wait() -> None:
+    """SO_LINGER of the sender goes first; a copy of the descriptor shows it."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+        received = os.dup(kept.fileno())
+        close_received(received)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(received)
+        assert kept.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)[:4] == bytes(4)
+
+
+def test_close_received_of_others() -> None:
+    """What is no socket is closed just so, and a number that is not open is an error."""
+    reading, writing = os.pipe()
+    close_received(writing)
+    assert os.read(reading, 1) == b""
+    close_received(reading)
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        close_received(reading)
+    assert caught.value.errno == errno.EBADF
 
 
 # -- exit_with_parent ---------------------------------------------------------------------------

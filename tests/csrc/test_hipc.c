@@ -7,7 +7,7 @@
  * Built and run by tests/test_c_core.py, plainly and under AddressSanitizer and UBSan:
  *
  *     cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -Icsrc \
- *        tests/csrc/test_hipc.c csrc/hipc_*.c
+ *        -Wl,--wrap=recvmsg,--wrap=sendmsg tests/csrc/test_hipc.c csrc/hipc_*.c
  */
 #include "hipc.h"
 
@@ -26,7 +26,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -52,6 +51,35 @@ static void check_equal(int line, const char *what, long long got, long long wan
 #define CHECK(condition) ((condition) ? (void)0 : fail(__LINE__, #condition))
 #define CHECK_EQUAL(got, wanted) \
     check_equal(__LINE__, #got " == " #wanted, (long long)(got), (long long)(wanted))
+
+/* -- the kernel, and what it does rarely ------------------------------------------------------ */
+
+/* How many of the next reads and writes a signal interrupts. With MSG_DONTWAIT Linux never does. */
+static int interruptions;
+
+ssize_t __real_recvmsg(int fd, struct msghdr *header, int flags);
+ssize_t __real_sendmsg(int fd, const struct msghdr *header, int flags);
+ssize_t __wrap_recvmsg(int fd, struct msghdr *header, int flags);
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *header, int flags);
+
+static int interrupted(void)
+{
+    if (interruptions == 0)
+        return 0;
+    interruptions--;
+    errno = EINTR;
+    return 1;
+}
+
+ssize_t __wrap_recvmsg(int fd, struct msghdr *header, int flags)
+{
+    return interrupted() ? -1 : __real_recvmsg(fd, header, flags);
+}
+
+ssize_t __wrap_sendmsg(int fd, const struct msghdr *header, int flags)
+{
+    return interrupted() ? -1 : __real_sendmsg(fd, header, flags);
+}
 
 /* -- buffers that end at an unmapped page ---------------------------------------------------- */
 
@@ -1172,113 +1200,123 @@ static void test_send_of_closed_fd(void)
     CHECK(close(fds[0]) == 0);
 }
 
+/* Whoever shares the description of the socket may make it blocking: neither call waits. */
+static void test_socket_made_blocking_by_a_copy(void)
+{
+    char data[4096];
+    hipc_reader reader;
+    int pair[2];
+    int64_t sent;
+
+    make_pair(pair);
+    for (int i = 0; i < 2; i++)
+        CHECK(fcntl(pair[i], F_SETFL, 0) == 0);
+    usual_reader(&reader);
+    CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_DRAINED);
+    memset(data, 'x', sizeof(data));
+    do {
+        sent = hipc_send(pair[0], data, 0, sizeof(data), NULL, 0);
+    } while (sent > 0);
+    CHECK_EQUAL(sent, -EAGAIN);
+    close_pair(pair);
+}
+
+/* -- hipc_close ------------------------------------------------------------------------------ */
+
+static void linger(int fd, int seconds)
+{
+    struct linger on = {1, seconds};
+
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_LINGER, &on, sizeof(on)) == 0);
+}
+
+/* The option goes from the socket, which a copy still shows, and the descriptor with it. */
+static void test_close_clears_linger(void)
+{
+    struct linger is = {1, 1};
+    socklen_t size = sizeof(is);
+    int fd = socket(AF_INET, SOCK_STREAM, 0), copy = dup(fd);
+
+    CHECK(fd >= 0 && copy >= 0);
+    linger(fd, 3600);
+    CHECK_EQUAL(hipc_close(fd), 0);
+    CHECK_EQUAL(fcntl(fd, F_GETFD), -1);
+    CHECK(getsockopt(copy, SOL_SOCKET, SO_LINGER, &is, &size) == 0);
+    CHECK_EQUAL(is.l_onoff, 0);
+    CHECK_EQUAL(hipc_close(copy), 0);
+}
+
+/* With an hour to linger and a far end that reads nothing, it returns all the same. */
+static void test_close_does_not_wait(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    socklen_t size = sizeof(address);
+    int listener = socket(AF_INET, SOCK_STREAM, 0), near = socket(AF_INET, SOCK_STREAM, 0), far;
+    char data[65536];
+
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(connect(near, (struct sockaddr *)&address, size) == 0);
+    CHECK((far = accept(listener, NULL, NULL)) >= 0);
+    memset(data, 'x', sizeof(data));
+    while (send(near, data, sizeof(data), MSG_DONTWAIT) > 0)
+        continue;
+    linger(near, 3600);
+    CHECK_EQUAL(hipc_close(near), 0);
+    CHECK_EQUAL(hipc_close(far), 0);
+    CHECK_EQUAL(hipc_close(listener), 0);
+}
+
+/* What is no socket is closed just so; what is not open is an error. */
+static void test_close_of_other_descriptors(void)
+{
+    int file = new_file(), path = open("/", O_PATH | O_CLOEXEC);
+
+    CHECK_EQUAL(hipc_close(file), 0);
+    CHECK_EQUAL(hipc_close(path), 0);
+    CHECK_EQUAL(hipc_close(file), -EBADF);
+    CHECK_EQUAL(hipc_close(-1), -EBADF);
+}
+
 /* -- interrupted system calls ---------------------------------------------------------------- */
 
-#define STORM 20
-
-static int storm_pipe[2];
-
-static void on_alarm(int number)
-{
-    int saved = errno;
-
-    (void)number;
-    (void)!write(storm_pipe[1], "", 1);
-    errno = saved;
-}
-
-static void set_interval(int microseconds)
-{
-    struct itimerval interval = {{0, microseconds}, {0, microseconds}};
-
-    CHECK(setitimer(ITIMER_REAL, &interval, NULL) == 0);
-}
-
-/* A blocking pair, and a signal every 300 microseconds without SA_RESTART. Timers do not survive
- * fork, so only this process is interrupted. */
-static void begin_storm(int pair[2])
-{
-    struct sigaction action = {.sa_handler = on_alarm};
-
-    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
-    CHECK(pipe(storm_pipe) == 0);
-    CHECK(fcntl(storm_pipe[1], F_SETFL, O_NONBLOCK) == 0);
-    CHECK(sigaction(SIGALRM, &action, NULL) == 0);
-}
-
-/* In the other process: wait until the signal has come often. */
-static void await_storm(void)
-{
-    char byte;
-
-    for (int i = 0; i < STORM; i++)
-        CHECK(read(storm_pipe[0], &byte, 1) == 1);
-}
-
-static void end_storm(const int pair[2], pid_t other)
-{
-    int status;
-
-    set_interval(0);
-    CHECK(close(pair[0]) == 0);
-    CHECK(waitpid(other, &status, 0) == other);
-    CHECK_EQUAL(status, 0);
-    CHECK(close(pair[1]) == 0);
-    CHECK(signal(SIGALRM, SIG_DFL) != SIG_ERR);
-    close_pair(storm_pipe);
-}
-
 /* A read that signals interrupt again and again goes on until it has its bytes. */
-static void test_receive_during_signals(void)
+static void test_receive_when_interrupted(void)
 {
     hipc_reader reader;
     int pair[2], file = new_file();
-    pid_t other;
 
-    begin_storm(pair);
-    other = fork();
-    CHECK(other >= 0);
-    if (other == 0) {
-        await_storm();
-        put_with_fds(pair[1], "here\n", &file, 1);
-        _exit(0);
-    }
+    make_pair(pair);
+    put_with_fds(pair[1], "here\n", &file, 1);
     usual_reader(&reader);
-    set_interval(300);
-    CHECK_EQUAL(hipc_receive(pair[0], &reader, 1), HIPC_MORE);
+    interruptions = 20;
+    CHECK_EQUAL(hipc_receive(pair[0], &reader, ALL), HIPC_DRAINED);
+    CHECK_EQUAL(interruptions, 0);
     CHECK_EQUAL(reader.n_ends, 1);
     CHECK_EQUAL(reader.n_fds, 1);
     close_fds(&reader);
-    end_storm(pair, other);
+    close_pair(pair);
     CHECK(close(file) == 0);
 }
 
 /* A write that signals interrupt again and again sends all bytes, and its descriptors once. */
-static void test_send_during_signals(void)
+static void test_send_when_interrupted(void)
 {
-    const size_t length = (size_t)1 << 20;
+    hipc_reader reader;
     int pair[2], file = new_file();
     int32_t fds[2] = {file, file};
-    pid_t other;
 
-    begin_storm(pair);
-    send_buffer(pair[0], 4608);
-    other = fork();
-    CHECK(other >= 0);
-    if (other == 0) {
-        hipc_reader reader;
-        size_t received = 0;
-        int n_fds = 0;
-
-        CHECK(close(pair[0]) == 0);
-        await_storm();
-        new_reader(&reader, 3000, 4, 4, 2 * HIPC_MAX_FDS);
-        drain_pattern(pair[1], &reader, &received, &n_fds);
-        _exit(received == length && n_fds == 2 ? 0 : 1);
-    }
-    set_interval(300);
-    CHECK_EQUAL(hipc_send(pair[0], patterned(length), 0, length, fds, 2), length);
-    end_storm(pair, other);
+    make_pair(pair);
+    interruptions = 20;
+    put_with_fds(pair[0], "here\n", fds, 2);
+    CHECK_EQUAL(interruptions, 0);
+    usual_reader(&reader);
+    CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_DRAINED);
+    CHECK_EQUAL(reader.n_ends, 1);
+    CHECK_EQUAL(reader.n_fds, 2);
+    close_fds(&reader);
+    close_pair(pair);
     CHECK(close(file) == 0);
 }
 
@@ -1743,8 +1781,12 @@ static const struct {
     TEST(test_send_of_parts),
     TEST(test_send_of_large_parts),
     TEST(test_send_of_closed_fd),
-    TEST(test_receive_during_signals),
-    TEST(test_send_during_signals),
+    TEST(test_socket_made_blocking_by_a_copy),
+    TEST(test_close_clears_linger),
+    TEST(test_close_does_not_wait),
+    TEST(test_close_of_other_descriptors),
+    TEST(test_receive_when_interrupted),
+    TEST(test_send_when_interrupted),
     TEST(test_accept_in_batches),
     TEST(test_accept_tells_addresses_of_ip),
     TEST(test_accept_tells_addresses_of_unix),
