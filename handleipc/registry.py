@@ -6,11 +6,12 @@ from the start, a front adds its own objects, an application what it likes (nati
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from handleipc import codec, conversions
+from handleipc.ancillary import close_received
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.fds import FileDescriptor
 from handleipc.incoming import Refusal
@@ -212,4 +213,5 @@ def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> P
 
 def _close(fds: list[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # and the others all the same
+            close_received(fd)

@@ -15,6 +15,7 @@ from handleipc.fds import FileDescriptor
 from handleipc.incoming import Refusal
 from handleipc.pending import Held, PendingHandle
 from handleipc.registry import Registry
+from tests.linger import lingering, lingers
 
 
 def new_fd() -> int:
@@ -379,3 +380,14 @@ def test_refuse(registry: Registry) -> None:
             registry.refuse(tag, None, fds, [0, 0])
         assert caught.value.code == "policy"
         assert not any(map(is_open, fds))
+
+
+def test_what_is_refused_does_not_linger(registry: Registry) -> None:
+    """The sender may have set its descriptors to linger, and one may be closed already."""
+    with lingering() as (fd, copy):
+        gone = new_fd()
+        os.close(gone)
+        with pytest.raises(Refusal, match="unknown type"):
+            registry.convert("unknown", None, [gone, fd], [0, 0])
+        assert not is_open(fd)
+        assert not lingers(copy)
