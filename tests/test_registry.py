@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from functools import partial
 from typing import Any
 
 import pytest
@@ -174,6 +176,22 @@ def test_pend_unknown_type(registry: Registry, handle: object) -> None:
             registry.pend(handle, False)
 
 
+@pytest.mark.parametrize(
+    ("handle", "advice"),
+    [
+        (7, "send a FileDescriptor, which owns it"),
+        (("reader", "writer"), "of two streams the writer"),
+        (["one", "two"], "one handle with each message"),
+        (io.BytesIO(), r"FileDescriptor\(os.dup\(it.fileno\(\)\)\)"),
+        (object(), "or register"),
+    ],
+)
+def test_pend_says_what_to_send_instead(registry: Registry, handle: object, advice: str) -> None:
+    """The refusal says what to do."""
+    with pytest.raises(UnsupportedHandle, match=advice):
+        registry.pend(handle, False)
+
+
 def test_pend_after_unknown_type_was_registered(registry: Registry) -> None:
     """A type that was refused is known from its registration on."""
 
@@ -259,6 +277,46 @@ def test_register_again(registry: Registry) -> None:
     registry.register(Log, conversion)
     assert registry.pend(log, True).tag == "log2"
     log.close()
+    with pytest.raises(Refusal, match="unknown type 'log'"):
+        registry.convert("log", None, [new_fd()], [0])
+    arrived = registry.convert("log2", None, [new_fd()], [0])
+    assert isinstance(arrived, Log)
+    arrived.close()
+
+
+def test_register_again_with_the_same_tag(registry: Registry) -> None:
+    """The conversion is another, the tag is still accepted."""
+
+    class Other(LogConversion):
+        def from_wire(self, details: Any, fds: list[FileDescriptor]) -> Log:
+            log = super().from_wire(details, fds)
+            log.name = "other"
+            return log
+
+    registry.register(Log, Other())
+    log = registry.convert("log", None, [new_fd()], [0])
+    assert isinstance(log, Log)
+    assert log.name == "other"
+    log.close()
+
+
+def test_register_again_a_tag_that_two_types_have(registry: Registry) -> None:
+    """It is accepted as long as one of them has it, and made by the conversion of that one."""
+
+    class Special(Log):
+        pass
+
+    class SpecialConversion(LogConversion):
+        def from_wire(self, details: Any, fds: list[FileDescriptor]) -> Log:
+            raise AssertionError("the conversion of a type that has another tag now")
+
+    registry.register(Special, SpecialConversion())
+    renamed = SpecialConversion()
+    renamed.tag = "special"
+    registry.register(Special, renamed)
+    log = registry.convert("log", None, [new_fd()], [0])
+    assert isinstance(log, Log)
+    log.close()
 
 
 def test_copy_is_independent(registry: Registry) -> None:
@@ -289,7 +347,9 @@ def test_copy_is_independent(registry: Registry) -> None:
 def test_convert_built_in() -> None:
     """What arrives under a built-in tag becomes its object."""
     registry = Registry()
-    registry.add_builder(conversions.NET_NATIVE, conversions.build_native)
+    registry.add_builder(
+        conversions.NET_NATIVE, partial(conversions.build_native, conversions.NET_NATIVE)
+    )
     reading, writing = os.pipe()
     with FileDescriptor(writing):
         built = registry.convert("net.Native", None, [reading], [descriptor_kind(reading)])
