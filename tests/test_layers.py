@@ -28,7 +28,7 @@ LAYERS = [
     {"protocol", "connection"},
     {"conversions", "spawn"},
     {"registry"},
-    {"asyncio.emitter", "asyncio.lingering", "asyncio.waiters"},
+    {"asyncio.adoption", "asyncio.emitter", "asyncio.lingering", "asyncio.waiters"},
     {"asyncio.connection"},
     {"asyncio.handles", "asyncio.driver"},
     {"asyncio.server", "asyncio.streams"},
