@@ -7,6 +7,7 @@ Node's own (lib/internal/child_process.js handleConversion; node-wire.md 3.2, 3.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import os
 import socket
@@ -15,9 +16,18 @@ from collections.abc import Callable
 
 from handleipc import codec
 from handleipc.ancillary import KIND_FIFO, KIND_LISTENING, KIND_SOCKET, descriptor_kind
-from handleipc.connection import BaseConnection, family_of, protocol_of, type_of
-from handleipc.exceptions import UnsupportedHandle
-from handleipc.fds import DescriptorOwner, FileDescriptor
+from handleipc.connection import (
+    BaseConnection,
+    Socket,
+    clear_linger,
+    family_of,
+    is_stream,
+    protocol_of,
+    type_of,
+    was_connected,
+)
+from handleipc.exceptions import HandleNotDelivered, UnsupportedHandle
+from handleipc.fds import FD, FileDescriptor
 from handleipc.pending import Held, Lent, Moved, PendingHandle
 from handleipc.typing import HasFileno, Options
 
@@ -25,15 +35,19 @@ __all__ = [
     "DGRAM_NATIVE",
     "DGRAM_SOCKET",
     "FD",
+    "HAS_RESET",
+    "NET_BOUND_SOCKET",
     "NET_NATIVE",
     "NET_SERVER",
     "NET_SOCKET",
     "NODE_TAGS",
+    "BoundSocket",
     "Native",
     "build_fd",
     "build_native",
     "build_socket",
     "is_expected",
+    "pend_bound",
     "pend_connection",
     "pend_fd",
     "pend_held",
@@ -43,16 +57,19 @@ __all__ = [
     "spell_unread",
 ]
 
-NET_SOCKET = "net.Socket"
+NET_SOCKET = BaseConnection.tag
 NET_SERVER = "net.Server"
 NET_NATIVE = "net.Native"
+NET_BOUND_SOCKET = "net.BoundSocket"  # from Node 26 on
 DGRAM_SOCKET = "dgram.Socket"
 DGRAM_NATIVE = "dgram.Native"
-NODE_TAGS = frozenset({NET_SOCKET, NET_SERVER, NET_NATIVE, DGRAM_SOCKET, DGRAM_NATIVE})
-FD = "fd"
+NODE_TAGS = frozenset(
+    {NET_SOCKET, NET_SERVER, NET_NATIVE, NET_BOUND_SOCKET, DGRAM_SOCKET, DGRAM_NATIVE}
+)
+
+HAS_RESET = "its client has reset the connection"
 
 _INET = (socket.AF_INET, socket.AF_INET6)
-_STREAM_FAMILIES = (*_INET, socket.AF_UNIX)
 _DGRAM_TYPES = {socket.AF_INET: "udp4", socket.AF_INET6: "udp6"}
 
 
@@ -79,15 +96,38 @@ class Native:
         return f"Native({self.source!r})"
 
 
+class BoundSocket:
+    """Wraps a stream socket that is bound and not listening (the ``net.BoundSocket`` of Node 26).
+
+    Who receives it may listen or connect with it: an address can be claimed in one process and be
+    used in another. It arrives as a ``Socket``, in Node as a ``net.BoundSocket``, and the copy here
+    is closed at the acknowledgement, unless ``keep_open``.
+
+    Send it to a Node of version 26 or later only: an earlier one does not know the kind and dies of
+    it, and its version does not show on the wire. Node takes TCP sockets alone.
+
+    Args:
+        source: the ``socket.socket``.
+    """
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: socket.socket) -> None:
+        self.source = source
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket."""
+        return self.source.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.source.close()
+
+    def __repr__(self) -> str:
+        return f"BoundSocket({self.source!r})"
+
+
 # -- what a descriptor is ------------------------------------------------------------------------
-
-
-def _is_stream(kind: int) -> bool:
-    return (
-        bool(kind & KIND_SOCKET)
-        and type_of(kind) == socket.SOCK_STREAM
-        and family_of(kind) in _STREAM_FAMILIES
-    )
 
 
 def _is_udp(kind: int) -> bool:
@@ -98,12 +138,12 @@ def _is_udp(kind: int) -> bool:
 
 def is_expected(tag: str, kind: int, options: Options | None) -> bool:
     """Say whether a descriptor of this kind may arrive under this tag."""
-    if tag == NET_SOCKET:
-        return _is_stream(kind) and not kind & KIND_LISTENING
+    if tag in (NET_SOCKET, NET_BOUND_SOCKET):
+        return is_stream(kind) and not kind & KIND_LISTENING
     if tag == NET_SERVER:
-        return _is_stream(kind) and bool(kind & KIND_LISTENING)
+        return is_stream(kind) and bool(kind & KIND_LISTENING)
     if tag == NET_NATIVE:
-        return _is_stream(kind) or kind == KIND_FIFO
+        return is_stream(kind) or kind == KIND_FIFO
     if tag == DGRAM_SOCKET:
         wanted = options.get("dgramType") if options else None
         return _is_udp(kind) and _DGRAM_TYPES[socket.AddressFamily(family_of(kind))] == wanted
@@ -127,18 +167,50 @@ def _kind(fd: int, what: str) -> int:
         raise UnsupportedHandle(f"this {what} is not open: {error.strerror}") from None
 
 
+class _Unblocked(Held):
+    """An object whose descriptor was blocking, and is again if it was not delivered."""
+
+    __slots__ = ("_source",)
+
+    def __init__(self, source: HasFileno, handle: object, tag: str, options: bytes) -> None:
+        super().__init__(handle, tag, options, read=lambda: [source.fileno()])
+        self._source = source
+        _set_blocking(source, False)
+
+    def returned(self) -> None:
+        """Nobody shares it, so nobody else needs it to be non-blocking."""
+        super().returned()
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            _set_blocking(self._source, True)
+
+
+def _set_blocking(source: HasFileno, blocking: bool) -> None:
+    # A socket is told itself: it decides in Python whether a call waits.
+    if isinstance(source, socket.socket):
+        source.setblocking(blocking)
+    else:
+        os.set_blocking(source.fileno(), blocking)
+
+
 def pend_held(
     handle: object,
     tag: str,
     source: HasFileno,
     options: bytes = b"",
     on_delivered: Callable[[], None] | None = None,
-) -> PendingHandle:
-    """Return a handle whose object keeps its one descriptor, made non-blocking for the peer."""
-    # Node does not set the mode of what it receives; a blocking descriptor would freeze its loop
-    # (node-wire.md fact 3). The flag belongs to the open file description: our copy shares it.
-    os.set_blocking(source.fileno(), False)
-    return Held(handle, tag, options, read=lambda: [source.fileno()], on_delivered=on_delivered)
+) -> Held:
+    """Return a handle whose object keeps its one descriptor, made non-blocking for the peer.
+
+    Node does not set the mode of what it receives, and a blocking descriptor would freeze its loop
+    (node-wire.md fact 3). The mode belongs to all copies, so the object, which is told, does not
+    block from here on either; only if it comes back it is as it was.
+    """
+    if os.get_blocking(source.fileno()):
+        pending: Held = _Unblocked(source, handle, tag, options)
+    else:
+        pending = Held(handle, tag, options, read=lambda: [source.fileno()])
+    pending.on_delivered = on_delivered
+    return pending
 
 
 def pend_connection(connection: BaseConnection, keep_open: bool) -> PendingHandle:
@@ -191,10 +263,12 @@ def pend_fd(handle: FileDescriptor, keep_open: bool) -> PendingHandle:
 def pend_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:
     """Prepare a ``socket.socket``, whose kind says what it travels as.
 
-    A connected one is closed at the acknowledgement; a listener or UDP socket stays the caller's.
+    A connected one is closed at the acknowledgement; a listener or UDP socket stays the caller's,
+    non-blocking from here on.
 
     Raises:
         UnsupportedHandle: TLS, closed, not connected, not bound, or of another family.
+        HandleNotDelivered: its client has reset the connection.
     """
     if isinstance(sock, ssl.SSLSocket):
         raise UnsupportedHandle(
@@ -204,18 +278,11 @@ def pend_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:
     kind = _kind(_fileno(sock, "socket"), "socket")
     if is_expected(NET_SERVER, kind, None):
         return pend_held(sock, NET_SERVER, sock)
-    if _is_stream(kind):
-        try:
-            sock.getpeername()
-        except OSError as error:
-            raise UnsupportedHandle(
-                f"this socket is neither connected nor listening: {error.strerror}"
-            ) from None
+    if is_stream(kind):
+        _refuse_unconnected(sock)
         group = getattr(sock, "group", None)
         options = _spell_key(group.key) if group is not None and not keep_open else b""
-        return pend_held(
-            sock, NET_SOCKET, sock, options, on_delivered=None if keep_open else sock.close
-        )
+        return pend_held(sock, NET_SOCKET, sock, options, None if keep_open else _closer(sock))
     if _is_udp(kind):
         if sock.getsockname()[1] == 0:
             raise UnsupportedHandle("this UDP socket is not bound: bind it before sending it")
@@ -227,8 +294,61 @@ def pend_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:
     )
 
 
+def _refuse_unconnected(sock: socket.socket) -> None:
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if was_connected(sock):
+            raise HandleNotDelivered(sock, HAS_RESET) from None
+        if _is_bound(sock):
+            raise UnsupportedHandle(
+                "this socket is bound, and neither connected nor listening: listen() first, or"
+                " wrap it in BoundSocket for a handleipc peer or a Node of version 26 or later,"
+                " since an earlier Node dies of it"
+            ) from None
+        raise UnsupportedHandle(
+            f"this socket is neither connected nor listening: {error.strerror}"
+        ) from None
+
+
+def _is_bound(sock: socket.socket) -> bool:
+    address = sock.getsockname()
+    return bool(address if sock.family == socket.AF_UNIX else address[1])
+
+
+def _closer(sock: socket.socket) -> Callable[[], None]:
+    """Return what closes a socket of the caller's, without waiting for what the peer has set."""
+
+    def close() -> None:
+        clear_linger(sock)
+        sock.close()
+
+    return close
+
+
+def pend_bound(bound: BoundSocket, keep_open: bool) -> PendingHandle:
+    """Prepare a ``BoundSocket``; its socket is closed at the acknowledgement.
+
+    Raises:
+        UnsupportedHandle: it is no bound stream socket, or it is connected or listens already.
+    """
+    sock = bound.source
+    if not isinstance(sock, socket.socket):
+        raise UnsupportedHandle(f"a BoundSocket holds a socket.socket: {bound!r}")
+    kind = _kind(_fileno(sock, "socket"), "socket")
+    if not is_expected(NET_BOUND_SOCKET, kind, None) or not _is_bound(sock):
+        raise UnsupportedHandle(f"{bound!r} is no stream socket that is bound and not listening")
+    with contextlib.suppress(OSError):
+        sock.getpeername()
+        raise UnsupportedHandle(f"{bound!r} is connected: send the socket itself")
+    pending = pend_held(bound, NET_BOUND_SOCKET, sock, b"", None if keep_open else _closer(sock))
+    # Node sends and takes none with a path (lib/net.js, kDeserialize).
+    pending.native_only = family_of(kind) == socket.AF_UNIX
+    return pending
+
+
 def pend_native(native: Native, keep_open: bool) -> PendingHandle:
-    """Prepare a ``Native``; what it wraps stays the caller's.
+    """Prepare a ``Native``; what it wraps stays the caller's, non-blocking from here on.
 
     Raises:
         UnsupportedHandle: closed, or of a kind on which Node would abort (node-wire.md 3.4).
@@ -238,7 +358,7 @@ def pend_native(native: Native, keep_open: bool) -> PendingHandle:
     kind = _kind(_fileno(native, "object"), "object")
     for tag in (NET_NATIVE, DGRAM_NATIVE):
         if is_expected(tag, kind, None):
-            return pend_held(native, tag, native)
+            return pend_held(native, tag, native.source)
     raise UnsupportedHandle(
         f"{native!r} is no TCP, Unix stream or UDP socket and no FIFO, and Node aborts on anything"
         " else: send a FileDescriptor, to a handleipc peer"
@@ -248,16 +368,17 @@ def pend_native(native: Native, keep_open: bool) -> PendingHandle:
 # -- receiving -----------------------------------------------------------------------------------
 
 
-def build_socket(fd: int, kind: int, options: Options | None) -> socket.socket:
-    """Make a non-blocking ``socket.socket`` that owns ``fd``."""
-    sock = socket.socket(family_of(kind), type_of(kind), protocol_of(kind), fileno=fd)
+def build_socket(tag: str, fd: int, kind: int, options: Options | None) -> Socket:
+    """Make a non-blocking ``Socket`` that owns ``fd`` and was sent as ``tag``."""
+    sock = Socket(family_of(kind), type_of(kind), protocol_of(kind), fileno=fd)
     sock.settimeout(0)
+    sock.tag = tag
     return sock
 
 
-def build_native(fd: int, kind: int, options: Options | None) -> socket.socket | DescriptorOwner:
-    """Make the object for a raw handle: a socket, or a ``FileDescriptor`` for a FIFO."""
-    return build_socket(fd, kind, options) if kind & KIND_SOCKET else FileDescriptor(fd)
+def build_native(tag: str, fd: int, kind: int, options: Options | None) -> Socket | FileDescriptor:
+    """Make the object for a raw handle: a ``Socket``, or a ``FileDescriptor`` for a FIFO."""
+    return build_socket(tag, fd, kind, options) if kind & KIND_SOCKET else FileDescriptor(fd, tag)
 
 
 def build_fd(fd: int, kind: int, options: Options | None) -> FileDescriptor:

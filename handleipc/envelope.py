@@ -60,8 +60,8 @@ COMMAND_NATIVE = "NODE_HANDLEIPC"
 ACK = b'{"cmd":"NODE_HANDLE_ACK"}\n'
 NACK = b'{"cmd":"NODE_HANDLE_NACK"}\n'
 
-# Levels that the envelope of the native dialect adds around a message.
-ENVELOPE_DEPTH = 1
+# Levels that an envelope of either dialect adds around a message.
+ENVELOPE_DEPTH = 2
 # A handle of Node that is sent again has one more envelope around it than usual.
 NODE_ENVELOPE_DEPTH = 4
 # What describes a handle adds to the values of a message (registry.DETAILS), and to the bytes of

@@ -1,20 +1,24 @@
 """Owners of descriptors: each descriptor has one, and it is closed exactly once.
 
 What is here owns and lends; it never reads or writes. A number that was given away is forgotten at
-once, since the kernel hands the same number out again for the next file.
+once, since the kernel hands the same number out again for the next file. Whatever is closed here
+may have been in a peer's hands, so it is closed without waiting for what the peer has set.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from handleipc.ancillary import close_received
 from handleipc.exceptions import DescriptorReleased
 
-__all__ = ["DescriptorOwner", "FileDescriptor"]
+__all__ = ["FD", "DescriptorOwner", "FileDescriptor"]
+
+FD = "fd"
+"""The tag of a descriptor of any kind."""
 
 # What takes the place of the number once it is gone.
 CLOSED = -1
@@ -71,7 +75,7 @@ class DescriptorOwner:
         fd = self._fd
         if fd >= 0:
             self._fd = CLOSED
-            os.close(fd)
+            close_received(fd)
             self._released()
         elif fd == MOVING:
             raise DescriptorReleased(f"this {type(self).__name__} {_GONE[fd]}")
@@ -128,7 +132,7 @@ class DescriptorOwner:
         self,
         # Bound here, since module globals may be gone at interpreter exit.
         _warn: Callable[..., None] = warnings.warn,
-        _close: Callable[[int], None] = os.close,
+        _close: Callable[[int], None] = close_received,
     ) -> None:
         fd = getattr(self, "_fd", CLOSED)
         if fd >= 0:
@@ -145,6 +149,14 @@ class FileDescriptor(DescriptorOwner):
 
     Sent to a native peer it arrives as a ``FileDescriptor`` there, and this copy is closed at the
     acknowledgement (unless ``keep_open``). A node-dialect peer cannot take it.
+
+    Args:
+        fd: an open descriptor; from here on it is this object's.
+        tag: what it was sent as: ``"fd"``, or ``"net.Native"`` for a FIFO that came so.
     """
 
-    __slots__ = ()
+    __slots__ = ("tag",)
+
+    def __init__(self, fd: int, tag: str = FD) -> None:
+        super().__init__(fd)
+        self.tag = tag

@@ -6,11 +6,12 @@ from the start, a front adds its own objects, an application what it likes (nati
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from handleipc import codec, conversions
+from handleipc.ancillary import close_received
 from handleipc.exceptions import UnsupportedHandle
 from handleipc.fds import FileDescriptor
 from handleipc.limits import Shape
@@ -95,7 +96,8 @@ class Registry:
     def register(self, python_type: type[T], conversion: Conversion[T]) -> None:
         """Send objects of this type, and of its subclasses, by ``conversion``. Native dialect only.
 
-        Registering the same type again replaces its conversion.
+        Registering the same type again replaces its conversion, and its tag: the old one is
+        accepted no longer, unless another type was registered with it.
 
         Raises:
             ValueError: the tag is empty, or a built-in one.
@@ -105,8 +107,18 @@ class Registry:
             raise ValueError("a conversion needs a tag: a name that both ends agree on")
         if tag in self._builders:
             raise ValueError(f"the tag {tag!r} is built in: choose another name")
+        replaced = self._penders.get(python_type)
         self._custom[tag] = conversion
-        self.add_pender(python_type, lambda obj, keep: _pend_custom(obj, conversion, keep))
+        self.add_pender(python_type, _Custom(tag, conversion))
+        if isinstance(replaced, _Custom) and replaced.tag != tag:
+            self._forget(replaced.tag)
+
+    def _forget(self, tag: str) -> None:
+        """A type has this tag no longer: only if another has it, it is still accepted."""
+        del self._custom[tag]
+        for pender in self._penders.values():
+            if isinstance(pender, _Custom) and pender.tag == tag:
+                self._custom[tag] = pender.conversion
 
     def pend(self, handle: object, keep_open: bool) -> PendingHandle:
         """Prepare ``handle`` to be sent.
@@ -122,10 +134,7 @@ class Registry:
                 pending = fallback(handle, keep_open)
                 if pending is not None:
                     return pending
-            raise UnsupportedHandle(
-                f"a {type(handle).__name__} is no handle: send a Connection, Server, socket, Native"
-                " or FileDescriptor, or register() its type"
-            )
+            raise UnsupportedHandle(f"a {python_type.__name__} is no handle: {_advice(handle)}")
         return pender(handle, keep_open)
 
     def _pender(self, python_type: type) -> Pender | None:
@@ -208,6 +217,31 @@ class Registry:
         return other
 
 
+class _Custom:
+    """Prepares what the application registered."""
+
+    __slots__ = ("conversion", "tag")
+
+    def __init__(self, tag: str, conversion: Conversion[Any]) -> None:
+        self.tag = tag
+        self.conversion = conversion
+
+    def __call__(self, obj: object, keep_open: bool) -> PendingHandle:
+        return _pend_custom(obj, self.conversion, keep_open)
+
+
+def _advice(handle: object) -> str:
+    """Say what to send instead of what is no handle."""
+    if isinstance(handle, int):
+        return "if it is the number of a descriptor, send a FileDescriptor, which owns it"
+    if isinstance(handle, (tuple, list)):
+        return "send one handle with each message, and of two streams the writer"
+    advice = "send a Connection, Server, socket, Native or FileDescriptor, or register() its type"
+    if hasattr(handle, "fileno"):
+        advice += "; FileDescriptor(os.dup(it.fileno())) sends its descriptor to a handleipc peer"
+    return advice
+
+
 def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> PendingHandle:
     details, fds = conversion.to_wire(obj)
     if not 1 <= len(fds) <= 253:
@@ -242,4 +276,5 @@ def _against_policy(tag: str) -> Refusal:
 
 def _close(fds: list[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # and the others all the same
+            close_received(fd)

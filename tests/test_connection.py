@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
+import ssl
+import struct
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from handleipc.ancillary import descriptor_kind
-from handleipc.connection import BaseConnection, CountedSocket, family_of, protocol_of, type_of
-from handleipc.exceptions import DescriptorReleased
+from handleipc.connection import BaseConnection, Socket, family_of, protocol_of, type_of
+from handleipc.exceptions import DescriptorReleased, UnsupportedHandle
+from handleipc.fds import FileDescriptor
 from handleipc.socketlist import Group
+from tests.linger import ON, lingers
 
 Connect = Callable[..., BaseConnection]
 
@@ -165,12 +170,12 @@ def test_head_is_never_lost(tcp: Tcp) -> None:
 
 
 def test_socket_takes_over(tcp: Tcp) -> None:
-    """The socket is a plain non-blocking one, and the connection is no longer an owner."""
+    """The socket is a non-blocking one, and the connection is no longer an owner."""
     client, connect = tcp
     connection = connect()
     fd = connection.fileno()
     with connection.socket() as sock:
-        assert type(sock) is socket.socket
+        assert (type(sock), sock.tag) == (Socket, "net.Socket")
         assert (sock.fileno(), sock.gettimeout(), sock.family, sock.type) == (
             fd,
             0,
@@ -200,6 +205,213 @@ def test_detach(tcp: Tcp) -> None:
     os.write(fd, b"hi")
     assert client.recv(2) == b"hi"
     os.close(fd)
+
+
+# -- from a socket of the caller's ---------------------------------------------------------------
+
+
+@pytest.fixture
+def accepted() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client, and the socket of the standard library that a server accepted from it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    with client, server:
+        yield client, server
+
+
+@pytest.mark.parametrize("timeout", [None, 0, 5])
+def test_from_socket(accepted: tuple[socket.socket, socket.socket], timeout: float | None) -> None:
+    """The connection owns the descriptor, non-blocking, and the socket is detached."""
+    client, server = accepted
+    fd = server.fileno()
+    server.settimeout(timeout)
+    with BaseConnection.from_socket(server) as connection:
+        assert (server.fileno(), connection.fileno()) == (-1, fd)
+        assert (connection.family, connection.tag) == (socket.AF_INET, "net.Socket")
+        assert connection.peername == client.getsockname()
+        assert not os.get_blocking(fd)
+    assert ends_at(client)
+
+
+def test_from_socket_of_the_unix_family(pair: tuple[socket.socket, socket.socket]) -> None:
+    """A Unix stream connection is one."""
+    with BaseConnection.from_socket(pair[0]) as connection:
+        assert connection.family == socket.AF_UNIX
+
+
+def test_from_socket_that_counts(tcp: Tcp, group: Group) -> None:
+    """What a connection became is a connection again, and counts all the time."""
+    _, connect = tcp
+    sock = connect(group=group).socket()
+    with BaseConnection.from_socket(sock) as connection:
+        assert (connection.group, group.local) == (group, 1)
+    assert group.local == 0
+
+
+def test_from_socket_that_was_reset(accepted: tuple[socket.socket, socket.socket]) -> None:
+    """Clients reset when they like: it is a connection still, to be closed like others."""
+    client, server = accepted
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
+    with BaseConnection.from_socket(server) as connection:
+        assert connection.peek(1) == b""
+
+
+def test_from_socket_of_others(accepted: tuple[socket.socket, socket.socket]) -> None:
+    """What is no connection is refused, and stays the caller's as it was."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket() as fresh,
+        socket.socket(type=socket.SOCK_DGRAM) as udp,
+        socket.socket(socket.AF_UNIX) as unix,
+        FileDescriptor(os.memfd_create("file")) as file,
+        ssl.create_default_context().wrap_socket(
+            accepted[0], server_hostname="localhost", do_handshake_on_connect=False
+        ) as tls,
+    ):
+        for sock, why in (
+            (listener, "is no connection"),
+            (udp, "is no connection"),
+            (fresh, "is not connected"),
+            (unix, "is not connected"),
+            (file, "a FileDescriptor is none"),
+            (tls, "TLS"),
+        ):
+            with pytest.raises(UnsupportedHandle, match=why):
+                BaseConnection.from_socket(sock)  # type: ignore[arg-type]
+            assert os.fstat(sock.fileno())
+            if isinstance(sock, socket.socket):
+                assert sock.gettimeout() is None
+    with pytest.raises(UnsupportedHandle, match="is closed"):
+        BaseConnection.from_socket(fresh)
+
+
+# -- what others have set ------------------------------------------------------------------------
+
+
+Handed = tuple[Socket, socket.socket]
+
+
+@pytest.fixture
+def handed(tcp: Tcp) -> Iterator[Handed]:
+    """A socket, and the copy of whoever handed it over."""
+    _, connect = tcp
+    with connect().socket() as sock, socket.socket(fileno=os.dup(sock.fileno())) as copy:
+        yield sock, copy
+
+
+WAITING_CALLS: dict[str, Callable[[Socket], object]] = {
+    "recv": lambda sock: sock.recv(1),
+    "recv_into": lambda sock: sock.recv_into(bytearray(1)),
+    "recvfrom": lambda sock: sock.recvfrom(1),
+    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(1)),
+    "recvmsg": lambda sock: sock.recvmsg(1),
+    "recvmsg_into": lambda sock: sock.recvmsg_into([bytearray(1)]),
+    "send": lambda sock: sock.send(b"x"),
+    "sendall": lambda sock: sock.sendall(b"x"),
+    "sendto": lambda sock: sock.sendto(b"x", ("127.0.0.1", 1)),
+    "sendto with flags": lambda sock: sock.sendto(b"x", 0, ("127.0.0.1", 1)),
+    "sendmsg": lambda sock: sock.sendmsg([b"x"]),
+}
+
+
+@pytest.mark.parametrize("call", WAITING_CALLS)
+def test_nothing_waits(handed: Handed, call: str) -> None:
+    """A copy that was made blocking elsewhere does not make a non-blocking socket wait."""
+    sock, copy = handed
+    if call.startswith("send"):
+        with pytest.raises(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 16))
+    copy.setblocking(True)
+    assert os.get_blocking(sock.fileno())
+    with pytest.raises(BlockingIOError):
+        WAITING_CALLS[call](sock)
+
+
+def test_waits_if_told_to(tcp: Tcp, handed: Handed) -> None:
+    """Made blocking by its owner, it is a blocking socket like any other."""
+    client, _ = tcp
+    sock, _ = handed
+    sock.settimeout(10)
+    client.send(b"a")
+    assert sock.recv(1) == b"a"
+    sock.settimeout(None)
+    client.send(b"bc")
+    assert sock.recv(2, socket.MSG_WAITALL) == b"bc"
+
+
+READING_CALLS = [call for call in WAITING_CALLS if call.startswith("recv")]
+
+
+@pytest.mark.parametrize("call", READING_CALLS)
+def test_knows_whether_it_was_read(tcp: Tcp, handed: Handed, call: str) -> None:
+    """A byte that was read through the object is remembered; one that was looked at is not."""
+    client, _ = tcp
+    sock, _ = handed
+    with pytest.raises(BlockingIOError):
+        WAITING_CALLS[call](sock)
+    client.send(b"x")
+    sock.settimeout(10)
+    sock.recv(1, socket.MSG_PEEK)
+    assert not sock.has_read
+    WAITING_CALLS[call](sock)
+    assert sock.has_read
+
+
+def test_sends_without_a_signal(tcp: Tcp, handed: Handed) -> None:
+    """Where SIGPIPE is at its default, a client that is gone is an error and no death."""
+    client, _ = tcp
+    sock, _ = handed
+    client.close()
+    sock.shutdown(socket.SHUT_WR)
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        for call in (call for name, call in WAITING_CALLS.items() if name.startswith("send")):
+            with pytest.raises(BrokenPipeError):
+                call(sock)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+@pytest.mark.filterwarnings("ignore:unclosed")
+def test_socket_does_not_linger(tcp: Tcp, end: str) -> None:
+    """Whatever the sender has set, the close of a socket does not wait for the client."""
+    _, connect = tcp
+    sock = connect().socket()
+    with socket.socket(fileno=os.dup(sock.fileno())) as copy:
+        copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ON)
+        if end == "close":
+            sock.close()
+        del sock
+        gc.collect()
+        assert not lingers(copy)
+
+
+def test_connection_does_not_linger(tcp: Tcp) -> None:
+    """Nor does that of a connection."""
+    _, connect = tcp
+    connection = connect()
+    with socket.socket(fileno=os.dup(connection.fileno())) as copy:
+        copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ON)
+        connection.close()
+        assert not lingers(copy)
+
+
+def test_socket_resets_if_told_to(tcp: Tcp) -> None:
+    """A program that wants its close to reset the connection, which waits for nobody, gets it."""
+    client, connect = tcp
+    sock = connect().socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.close()
+    client.settimeout(10)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
 
 
 # -- counting ------------------------------------------------------------------------------------
@@ -248,7 +460,7 @@ def test_end_is_counted_by_the_socket(tcp: Tcp, group: Group, end: str) -> None:
     """The connection counts as open until the socket that took over is closed or detached."""
     _, connect = tcp
     sock = connect(group=group).socket()
-    assert isinstance(sock, CountedSocket)
+    assert isinstance(sock, Socket)
     gc.collect()
     assert group.local == 1
     fd = sock.fileno()
@@ -264,7 +476,7 @@ def test_end_is_counted_by_a_socket_that_is_dropped(tcp: Tcp, group: Group) -> N
     """A socket that is forgotten says so, is closed, and counted down."""
     client, connect = tcp
     sock = connect(group=group).socket()
-    with pytest.warns(ResourceWarning, match="unclosed <handleipc.connection.CountedSocket"):
+    with pytest.warns(ResourceWarning, match="unclosed <handleipc.connection.Socket"):
         del sock
     assert group.local == 0
     assert ends_at(client)
@@ -287,13 +499,6 @@ def test_duplicate_of_the_socket(tcp: Tcp, group: Group) -> None:
         sock.dup().close()
         assert group.local == 1
     assert group.local == 0
-
-
-def test_socket_without_a_group_is_plain(tcp: Tcp) -> None:
-    """Nobody pays for counting that nobody asked for."""
-    _, connect = tcp
-    with connect().socket() as plain:
-        assert type(plain) is socket.socket
 
 
 def test_no_descriptor() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import select
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,12 +25,13 @@ from handleipc.ancillary import (
     KIND_SOCKET,
     descriptor_kind,
 )
-from handleipc.connection import BaseConnection, CountedSocket
-from handleipc.conversions import Native, is_expected, pend_native, pend_socket
-from handleipc.exceptions import DescriptorReleased, UnsupportedHandle
+from handleipc.connection import BaseConnection, Socket
+from handleipc.conversions import BoundSocket, Native, is_expected, pend_native, pend_socket
+from handleipc.exceptions import DescriptorReleased, HandleNotDelivered, UnsupportedHandle
 from handleipc.fds import FileDescriptor
 from handleipc.pending import PendingHandle
 from handleipc.socketlist import Group
+from tests.linger import ON, lingers
 
 
 def kind(family: int, type: int, flags: int = 0) -> int:
@@ -60,6 +64,7 @@ ALL = STREAMS | LISTENERS | {UDP, UDP6, KIND_FIFO} | OTHERS
         ("net.Socket", None, STREAMS),
         ("net.Server", None, LISTENERS),
         ("net.Native", None, STREAMS | LISTENERS | {KIND_FIFO}),
+        ("net.BoundSocket", None, STREAMS),
         ("dgram.Native", None, {UDP, UDP6}),
         ("dgram.Socket", {"dgramType": "udp4"}, {UDP}),
         ("dgram.Socket", {"dgramType": "udp6"}, {UDP6}),
@@ -78,8 +83,8 @@ def test_is_expected(tag: str, options: dict[str, object] | None, wanted: set[in
 
 
 def test_tags_are_those_of_node() -> None:
-    """Five tags are Node's; ours is none of them."""
-    assert len(conversions.NODE_TAGS) == 5
+    """Six tags are Node's; ours is none of them."""
+    assert len(conversions.NODE_TAGS) == 6
     assert conversions.FD not in conversions.NODE_TAGS
 
 
@@ -130,7 +135,7 @@ def test_pend_counted_socket(
     group = Group("k")
     group.opened_here()
     with connection(group=group).socket() as sock:
-        assert isinstance(sock, CountedSocket)
+        assert isinstance(sock, Socket)
         assert pend_socket(sock, keep_open).options == options
 
 
@@ -173,6 +178,80 @@ def test_pend_socket_that_is_not_connected() -> None:
         for sock in (fresh, unix):
             with pytest.raises(UnsupportedHandle, match="neither connected nor listening"):
                 pend_socket(sock, False)
+
+
+def test_pend_bare_bound_socket(tmp_path: Path) -> None:
+    """A bound socket is refused, in words that say which Node knows the kind, and how to send it."""
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
+        tcp.bind(("127.0.0.1", 0))
+        unix.bind(str(tmp_path / "socket"))
+        for sock in (tcp, unix):
+            with pytest.raises(UnsupportedHandle, match="BoundSocket .* Node of version 26"):
+                pend_socket(sock, False)
+
+
+def test_pend_socket_that_its_client_has_reset() -> None:
+    """The handle is no wrong one: the error says what became of its client, and gives it back."""
+    for linger in (RESET, None):
+        with tcp_pair() as (client, server):
+            server.send(b"unread")
+            if linger:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            client.close()
+            until_hung_up(server)
+            with pytest.raises(HandleNotDelivered, match="client has reset") as caught:
+                pend_socket(server, False)
+            assert caught.value.handle is server
+            assert server.fileno() >= 0
+
+
+def test_pend_socket_that_still_connects() -> None:
+    """A socket that waits for the answer to its first packet is not connected, and not reset."""
+    with socket.socket() as listener, socket.socket() as filler, socket.socket() as sock:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        filler.connect(listener.getsockname())
+        sock.setblocking(False)
+        # The queue is full, so nobody answers this one.
+        assert sock.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        with pytest.raises(UnsupportedHandle, match="neither connected nor listening"):
+            pend_socket(sock, False)
+
+
+RESET = struct.pack("ii", 1, 0)
+
+
+def until_hung_up(sock: socket.socket) -> None:
+    """Wait until the kernel knows that the other end is gone."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    assert poll.poll(10_000), "the client is still there"
+
+
+@pytest.mark.parametrize("keep_open", [False, True])
+def test_pend_socket_that_was_blocking(keep_open: bool) -> None:
+    """The object is told that it does not block any more, and blocks again if it comes back."""
+    with tcp_pair() as (client, server):
+        pending = pend_socket(server, keep_open)
+        assert (server.gettimeout(), os.get_blocking(server.fileno())) == (0, False)
+        pending.returned()
+        assert (server.gettimeout(), os.get_blocking(server.fileno())) == (None, True)
+        client.settimeout(5)
+        pend_socket(client, keep_open).returned()
+        assert client.gettimeout() == 5
+        pending = pend_socket(server, keep_open)
+        server.close()
+        pending.returned()
+
+
+def test_pend_socket_does_not_linger() -> None:
+    """The peer that has it may have set it to linger: our copy is closed without waiting."""
+    with tcp_pair() as (_, server), server.dup() as copy:
+        pending = pend_socket(server, False)
+        copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ON)
+        pending.delivered()
+        assert server.fileno() < 0
+        assert not lingers(copy)
 
 
 def test_pend_socket_that_is_closed() -> None:
@@ -296,6 +375,66 @@ def test_pend_native_that_is_closed() -> None:
         pend_native(Native(Source(10**6)), False)
 
 
+def test_pend_native_that_was_blocking() -> None:
+    """What is wrapped stays the caller's: it knows that it does not block, or blocks again."""
+    reading, writing = os.pipe()
+    with tcp_pair() as (_, server), FileDescriptor(reading) as fifo, FileDescriptor(writing):
+        for source in (server, fifo):
+            pending = pend_native(Native(source), False)
+            assert not os.get_blocking(source.fileno())
+            pending.returned()
+            assert os.get_blocking(source.fileno())
+        pend_native(Native(server), False).delivered()
+        assert server.gettimeout() == 0
+
+
+# -- sending bound sockets -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep_open", [False, True])
+def test_pend_bound(tmp_path: Path, keep_open: bool) -> None:
+    """A bound socket travels, and is closed here unless kept; with a path to handleipc alone."""
+    for family, address in (
+        (socket.AF_INET, ("127.0.0.1", 0)),
+        (socket.AF_UNIX, str(tmp_path / "socket")),
+    ):
+        with socket.socket(family) as sock:
+            sock.bind(address)
+            bound = BoundSocket(sock)
+            assert bound.fileno() == sock.fileno()
+            assert repr(bound) == f"BoundSocket({sock!r})"
+            pending = conversions.pend_bound(bound, keep_open)
+            assert (pending.handle, pending.tag) == (bound, "net.BoundSocket")
+            assert pending.native_only is (family == socket.AF_UNIX)
+            assert pending.filenos() == [sock.fileno()]
+            assert not os.get_blocking(sock.fileno())
+            pending.delivered()
+            assert (sock.fileno() < 0) is not keep_open
+            bound.close()
+            assert sock.fileno() < 0
+
+
+def test_pend_bound_of_other_sockets(pair: tuple[socket.socket, ...]) -> None:
+    """Only a stream socket that is bound, and no more than that, is one."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket() as fresh,
+        socket.socket(type=socket.SOCK_DGRAM) as udp,
+        tcp_pair() as (client, _),
+    ):
+        udp.bind(("127.0.0.1", 0))
+        for sock, why in (
+            (listener, "bound and not listening"),
+            (fresh, "bound and not listening"),
+            (pair[0], "bound and not listening"),
+            (udp, "bound and not listening"),
+            (client, "is connected"),
+            (Source(7), "holds a socket.socket"),
+        ):
+            with pytest.raises(UnsupportedHandle, match=why):
+                conversions.pend_bound(BoundSocket(sock), False)  # type: ignore[arg-type]
+
+
 # -- sending owners ------------------------------------------------------------------------------
 
 
@@ -399,7 +538,8 @@ def test_build_socket(pair: tuple[socket.socket, ...]) -> None:
     with tcp_pair() as (client, server):
         value = descriptor_kind(server.fileno())
         server.setblocking(True)
-        with conversions.build_socket(server.detach(), value, None) as sock:
+        with conversions.build_socket("net.BoundSocket", server.detach(), value, None) as sock:
+            assert (type(sock), sock.tag) == (Socket, "net.BoundSocket")
             assert (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_STREAM)
             assert sock.gettimeout() == 0
             assert not os.get_blocking(sock.fileno())
@@ -410,22 +550,23 @@ def test_build_socket_that_knows_its_protocol() -> None:
     """The socket says that it is TCP: asyncio sets TCP_NODELAY only on one that does."""
     with tcp_pair() as (_, server):
         value = descriptor_kind(server.fileno())
-        with conversions.build_socket(server.detach(), value, None) as sock:
+        with conversions.build_socket("net.Native", server.detach(), value, None) as sock:
             assert sock.proto == socket.IPPROTO_TCP
 
 
 def test_build_native() -> None:
     """A raw handle becomes a socket, or a FileDescriptor for a FIFO."""
     reading, writing = os.pipe()
-    built = conversions.build_native(reading, descriptor_kind(reading), None)
+    built = conversions.build_native("net.Native", reading, descriptor_kind(reading), None)
     assert isinstance(built, FileDescriptor)
+    assert built.tag == "net.Native"
     built.close()
     os.close(writing)
     with socket.socket(type=socket.SOCK_DGRAM) as udp:
         value = descriptor_kind(udp.fileno())
-        sock = conversions.build_native(udp.detach(), value, None)
-        assert isinstance(sock, socket.socket)
-        assert sock.type == socket.SOCK_DGRAM
+        sock = conversions.build_native("dgram.Native", udp.detach(), value, None)
+        assert isinstance(sock, Socket)
+        assert (sock.type, sock.tag) == (socket.SOCK_DGRAM, "dgram.Native")
         sock.close()
 
 
@@ -433,4 +574,4 @@ def test_build_fd() -> None:
     """Any descriptor becomes a FileDescriptor."""
     fd = os.memfd_create("file")
     with conversions.build_fd(fd, KIND_OTHER, None) as owner:
-        assert owner.fileno() == fd
+        assert (owner.fileno(), owner.tag) == (fd, "fd")

@@ -11,6 +11,7 @@ import pytest
 
 from handleipc.exceptions import DescriptorReleased
 from handleipc.fds import DescriptorOwner, FileDescriptor
+from tests.linger import lingering, lingers
 
 
 def new_fd() -> int:
@@ -82,6 +83,26 @@ def test_close_twice() -> None:
     owner.close()
     assert is_open(reused)
     os.close(reused)
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+@pytest.mark.filterwarnings("ignore:unclosed")
+def test_close_does_not_linger(end: str) -> None:
+    """What a peer has set on a socket does not hold its close up (SO_LINGER)."""
+    with lingering() as (fd, copy):
+        owner = FileDescriptor(fd)
+        if end == "close":
+            owner.close()
+        del owner
+        gc.collect()
+        assert not is_open(fd)
+        assert not lingers(copy)
+
+
+def test_tag() -> None:
+    """A descriptor says what it was sent as."""
+    with FileDescriptor(new_fd()) as plain, FileDescriptor(new_fd(), "net.Native") as fifo:
+        assert (plain.tag, fifo.tag) == ("fd", "net.Native")
 
 
 def test_close_by_context_manager() -> None:

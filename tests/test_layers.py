@@ -17,9 +17,11 @@ if not PACKAGE.exists():  # the tests of an installed wheel
 
 LAYERS = [
     {"exceptions", "typing", "limits", "texts"},
-    {"framing", "fds", "system", "ownership"},
-    {"ancillary", "pending", "codec", "deliveries", "grants", "answers", "receiving"},
-    {"envelope", "addresses", "stages", "pairing", "holes"},
+    {"framing", "system", "ownership"},
+    {"ancillary", "codec", "deliveries", "grants", "answers", "receiving"},
+    {"envelope", "addresses", "fds", "pairing", "holes"},
+    {"pending"},
+    {"stages"},
     {"replies", "sendqueue", "window"},
     {"incoming", "outgoing", "socketlist"},
     {"dispatch", "socketlists"},
@@ -27,7 +29,14 @@ LAYERS = [
     {"conversions", "spawn"},
     {"registry"},
     {"link"},
-    {"asyncio.emitter", "asyncio.hangups", "asyncio.lingering", "asyncio.logs", "asyncio.waiters"},
+    {
+        "asyncio.adoption",
+        "asyncio.emitter",
+        "asyncio.hangups",
+        "asyncio.lingering",
+        "asyncio.logs",
+        "asyncio.waiters",
+    },
     {"asyncio.attachment", "asyncio.connection"},
     {"asyncio.handles", "asyncio.driver"},
     {"asyncio.server", "asyncio.streams"},
@@ -42,7 +51,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-PURE = {name for names in LAYERS[:10] for name in names}
+PURE = {name for names in LAYERS[:12] for name in names}
 PURE_FILES = [str(Path("handleipc") / f"{name}.py") for name in sorted(PURE)]
 FORBIDDEN_WHEN_PURE = {"asyncio", "select", "selectors", "threading", "subprocess"}
 MAY_BUILD_SOCKETS = {"addresses", "connection", "conversions", "spawn"}

@@ -13,6 +13,7 @@ import pytest
 from handleipc.exceptions import DescriptorReleased
 from handleipc.fds import FileDescriptor
 from handleipc.pending import Held, Lent, Moved, PendingHandle
+from tests.linger import lingering, lingers
 
 
 def new_owner() -> FileDescriptor:
@@ -94,6 +95,20 @@ def test_moved_handle_dropped() -> None:
     assert not is_open(fd)
     with pytest.raises(DescriptorReleased, match="was handed"):
         owner.fileno()
+
+
+@pytest.mark.parametrize("end", ["delivered", "dropped"])
+@pytest.mark.filterwarnings("ignore:.*dropped on its way")
+def test_moved_handle_does_not_linger(end: str) -> None:
+    """The peer that has it may have set it to linger: our copy is closed without waiting."""
+    with lingering() as (fd, copy):
+        pending = Moved(FileDescriptor(fd), "fd")
+        if end == "delivered":
+            pending.delivered()
+        del pending
+        gc.collect()
+        assert not is_open(fd)
+        assert not lingers(copy)
 
 
 def test_moved_handle_dropped_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from handleipc.fds import FileDescriptor
 from handleipc.receiving import Refusal
 from handleipc.pending import Held, PendingHandle
 from handleipc.registry import Registry
+from tests.linger import lingering, lingers
 
 
 def new_fd() -> int:
@@ -173,6 +176,22 @@ def test_pend_unknown_type(registry: Registry, handle: object) -> None:
             registry.pend(handle, False)
 
 
+@pytest.mark.parametrize(
+    ("handle", "advice"),
+    [
+        (7, "send a FileDescriptor, which owns it"),
+        (("reader", "writer"), "of two streams the writer"),
+        (["one", "two"], "one handle with each message"),
+        (io.BytesIO(), r"FileDescriptor\(os.dup\(it.fileno\(\)\)\)"),
+        (object(), "or register"),
+    ],
+)
+def test_pend_says_what_to_send_instead(registry: Registry, handle: object, advice: str) -> None:
+    """The refusal says what to do."""
+    with pytest.raises(UnsupportedHandle, match=advice):
+        registry.pend(handle, False)
+
+
 def test_pend_after_unknown_type_was_registered(registry: Registry) -> None:
     """A type that was refused is known from its registration on."""
 
@@ -258,6 +277,46 @@ def test_register_again(registry: Registry) -> None:
     registry.register(Log, conversion)
     assert registry.pend(log, True).tag == "log2"
     log.close()
+    with pytest.raises(Refusal, match="unknown type 'log'"):
+        registry.convert("log", None, [new_fd()], [0])
+    arrived = registry.convert("log2", None, [new_fd()], [0])
+    assert isinstance(arrived, Log)
+    arrived.close()
+
+
+def test_register_again_with_the_same_tag(registry: Registry) -> None:
+    """The conversion is another, the tag is still accepted."""
+
+    class Other(LogConversion):
+        def from_wire(self, details: Any, fds: list[FileDescriptor]) -> Log:
+            log = super().from_wire(details, fds)
+            log.name = "other"
+            return log
+
+    registry.register(Log, Other())
+    log = registry.convert("log", None, [new_fd()], [0])
+    assert isinstance(log, Log)
+    assert log.name == "other"
+    log.close()
+
+
+def test_register_again_a_tag_that_two_types_have(registry: Registry) -> None:
+    """It is accepted as long as one of them has it, and made by the conversion of that one."""
+
+    class Special(Log):
+        pass
+
+    class SpecialConversion(LogConversion):
+        def from_wire(self, details: Any, fds: list[FileDescriptor]) -> Log:
+            raise AssertionError("the conversion of a type that has another tag now")
+
+    registry.register(Special, SpecialConversion())
+    renamed = SpecialConversion()
+    renamed.tag = "special"
+    registry.register(Special, renamed)
+    log = registry.convert("log", None, [new_fd()], [0])
+    assert isinstance(log, Log)
+    log.close()
 
 
 def test_copy_is_independent(registry: Registry) -> None:
@@ -288,7 +347,9 @@ def test_copy_is_independent(registry: Registry) -> None:
 def test_convert_built_in() -> None:
     """What arrives under a built-in tag becomes its object."""
     registry = Registry()
-    registry.add_builder(conversions.NET_NATIVE, conversions.build_native)
+    registry.add_builder(
+        conversions.NET_NATIVE, partial(conversions.build_native, conversions.NET_NATIVE)
+    )
     reading, writing = os.pipe()
     with FileDescriptor(writing):
         built = registry.convert("net.Native", None, [reading], [descriptor_kind(reading)])
@@ -379,3 +440,14 @@ def test_refuse(registry: Registry) -> None:
             registry.refuse(tag, None, fds, [0, 0])
         assert caught.value.code == "policy"
         assert not any(map(is_open, fds))
+
+
+def test_what_is_refused_does_not_linger(registry: Registry) -> None:
+    """The sender may have set its descriptors to linger, and one may be closed already."""
+    with lingering() as (fd, copy):
+        gone = new_fd()
+        os.close(gone)
+        with pytest.raises(Refusal, match="unknown type"):
+            registry.convert("unknown", None, [gone, fd], [0, 0])
+        assert not is_open(fd)
+        assert not lingers(copy)

@@ -4,64 +4,146 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from ssl import SSLContext
+from typing import TypeVar
 
+from handleipc.ancillary import close_received
+from handleipc.asyncio.adoption import StandIn, Tls
 from handleipc.asyncio.lingering import at_eof, linger
-from handleipc.connection import BaseConnection
+from handleipc.connection import BaseConnection, Socket, clear_linger
 
 __all__ = ["Connection"]
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
+# What the kernel says of a client that is not there any more: it has reset the connection, or has
+# not answered for so long that the kernel gave it up, then with what the network said last.
+_CLIENT_IS_GONE = {
+    errno.EPIPE,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.ESHUTDOWN,
+    errno.ETIMEDOUT,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
+
 
 class Connection(BaseConnection):
     """One live stream connection whose bytes nobody has read.
 
-    Got from a ``Server`` or from a channel, given to ``send``. Use it up with one of ``end``,
-    ``open``, ``start``, ``socket`` or ``detach``, or ``close`` it; dropped, it warns and closes.
+    Got from a ``Server`` or from a channel, or made with ``from_socket``, given to ``send``. Use it
+    up with one of ``end``, ``open``, ``start``, ``socket`` or ``detach``, or ``close`` it; dropped,
+    it warns and closes.
+
+    Whoever has handed it over may hold a copy of it, and O_NONBLOCK and SO_LINGER belong to all
+    copies. Nothing done here waits for what others have set there. On uvloop that cannot be helped
+    once ``open`` or ``start`` has given it to libuv, whose writes and whose close rely on both.
     """
 
     __slots__ = ()
 
-    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def open(
+        self,
+        *,
+        ssl: SSLContext | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Take the connection over as a pair of asyncio streams; ``head`` is read first.
 
+        They are a server's: ``writer.start_tls(context)`` waits for the client's handshake.
+
+        Args:
+            ssl, ssl_handshake_timeout, ssl_shutdown_timeout: as ``start``.
+
         Raises:
-            DescriptorReleased: it is closed, detached or on its way.
+            DescriptorReleased, OSError, TypeError, ValueError, ssl.SSLError: as ``start``.
         """
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
-        transport, protocol = await self.start(
-            lambda: asyncio.StreamReaderProtocol(reader, loop=loop)
+        writers: list[asyncio.StreamWriter] = []
+        await self.start(
+            # With a callback it is a server's protocol, for start_tls() among others.
+            lambda: asyncio.StreamReaderProtocol(
+                reader, lambda _, writer: writers.append(writer), loop=loop
+            ),
+            ssl=ssl,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        writer = asyncio.StreamWriter(
-            cast(asyncio.WriteTransport, transport), protocol, reader, loop
-        )
-        return reader, writer
+        return reader, writers[0]
 
     async def start(
-        self, protocol_factory: Callable[[], ProtocolT]
-    ) -> tuple[asyncio.BaseTransport, ProtocolT]:
+        self,
+        protocol_factory: Callable[[], ProtocolT],
+        *,
+        ssl: SSLContext | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> tuple[asyncio.Transport, ProtocolT]:
         """Take the connection over with an asyncio protocol, which receives ``head`` first.
+
+        As ``loop.connect_accepted_socket``: this end is the server's. If it fails, or is cancelled,
+        or the protocol raises in ``connection_made`` or as it is given ``head``, the connection is
+        as it was, ``head`` included; but a TLS handshake that has begun uses it up. Only where no
+        descriptor is free to keep a copy meanwhile a failure closes it.
+
+        Args:
+            protocol_factory: makes the protocol.
+            ssl: the context for a TLS handshake with the client, which comes first; ``head`` is
+                what the client sent of it.
+            ssl_handshake_timeout: seconds before an unfinished handshake ends the connection; None
+                for asyncio's 60.
+            ssl_shutdown_timeout: seconds that the end of TLS may take; None for asyncio's 30.
 
         Raises:
             DescriptorReleased: it is closed, detached or on its way.
+            TypeError, ValueError: ``ssl`` is no context, or a timeout makes no sense.
+            OSError, ssl.SSLError: the handshake failed, or the context is not a server's.
         """
+        loop = asyncio.get_running_loop()
+        tls = None
+        if ssl is not None:
+            tls = Tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+            tls.check()
+        elif ssl_handshake_timeout is not None or ssl_shutdown_timeout is not None:
+            raise ValueError("TLS timeouts are only meaningful with ssl")
+        self.fileno()  # refuses one that is closed or on its way
+        protocol = protocol_factory()
+        copy = _copy(self.fileno())
         sock = self._to_socket()
-        head = self.take_head()
-
-        def build() -> ProtocolT:
-            protocol = protocol_factory()
-            return _with_head(protocol, head) if head else protocol
-
+        stand_in = StandIn(self.take_head())
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.connect_accepted_socket(build, sock)
-        except BaseException:
-            sock.close()
+            clear_linger(sock)  # uvloop closes the descriptor itself, and asks nobody
+            await loop.connect_accepted_socket(lambda: stand_in, sock)
+            if tls is not None:
+                _close_copy(copy)
+                copy = -1
+                await stand_in.encrypt(tls)
+            stand_in.give_way(protocol)
+        except BaseException as error:
+            self._undo(error, sock, stand_in, copy)
             raise
+        _close_copy(copy)
+        assert stand_in.transport is not None
+        return stand_in.transport, protocol
+
+    def _undo(self, error: BaseException, sock: Socket, stand_in: StandIn, copy: int) -> None:
+        """Be what it was before ``start``, if there is a copy of the descriptor."""
+        if copy >= 0:
+            self.group, sock.group = sock.group, None
+            self._head = stand_in.received
+            self.restore(copy)
+        if stand_in.transport is not None:
+            stand_in.abort()
+        elif isinstance(error, Exception):
+            sock.close()
+        # else it was cancelled on the way, and the loop closes what it has begun with
 
     async def end(self, data: bytes = b"") -> None:
         """Write all of ``data``, send FIN, and return; the connection is used up.
@@ -70,22 +152,29 @@ class Connection(BaseConnection):
         seconds at most, then the descriptor is closed: closing with unread bytes would make the
         kernel reset the connection, and the client lose the answer.
 
+        A client that is gone, since it has reset the connection or does not answer any more, is no
+        error: nothing can be delivered, and the connection is closed. Nobody is told whether the
+        client has got the data, with ``end`` or without.
+
         Raises:
-            OSError: the client reset the connection before all was written; it is closed.
+            OSError: the data could not be written for another reason; it is closed.
+            TypeError: ``data`` is not bytes; the connection is as it was.
             DescriptorReleased: it is closed, detached or on its way.
         """
+        rest = memoryview(data).cast("B")
         sock = self._to_socket()
         self.take_head()
         try:
-            sent = _send_now(sock, data)
-            if sent < len(data):
-                loop = asyncio.get_running_loop()
-                await loop.sock_sendall(sock, memoryview(data)[sent:])
+            rest = rest[_send_now(sock, rest) :]
+            if rest:
+                await asyncio.get_running_loop().sock_sendall(sock, rest)
             with contextlib.suppress(OSError):
                 # A client that reset meanwhile has no use for a FIN.
                 sock.shutdown(socket.SHUT_WR)
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            if isinstance(error, OSError) and error.errno in _CLIENT_IS_GONE:
+                return
             raise
         if at_eof(sock):
             sock.close()
@@ -93,35 +182,21 @@ class Connection(BaseConnection):
         linger(sock)
 
 
-def _send_now(sock: socket.socket, data: bytes) -> int:
+def _send_now(sock: socket.socket, data: memoryview) -> int:
     try:
         return sock.send(data) if data else 0
     except BlockingIOError:
         return 0
 
 
-def _with_head(protocol: ProtocolT, head: bytes) -> ProtocolT:
-    """Make ``protocol`` receive ``head`` right after it learns of its connection."""
-    connection_made = protocol.connection_made
-
-    def connection_made_with_head(transport: asyncio.BaseTransport) -> None:
-        connection_made(transport)
-        receiver = cast(Any, protocol)
-        if isinstance(protocol, asyncio.BufferedProtocol):
-            _fill(protocol, head)
-        else:
-            receiver.data_received(head)
-
-    protocol.connection_made = connection_made_with_head  # type: ignore[method-assign]
-    return protocol
+def _copy(fd: int) -> int:
+    """Return a second descriptor of the same connection, or -1 if there is no room for one."""
+    try:
+        return os.dup(fd)
+    except OSError:
+        return -1
 
 
-def _fill(protocol: asyncio.BufferedProtocol, head: bytes) -> None:
-    while head:
-        buffer = memoryview(protocol.get_buffer(len(head)))
-        if not buffer:
-            raise RuntimeError("get_buffer() returned an empty buffer")  # as asyncio
-        count = min(len(buffer), len(head))
-        buffer[:count] = head[:count]
-        head = head[count:]
-        protocol.buffer_updated(count)
+def _close_copy(copy: int) -> None:
+    if copy >= 0:
+        close_received(copy)

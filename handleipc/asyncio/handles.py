@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from typing import TypeVar
 
 from handleipc import conversions
 from handleipc.asyncio.connection import Connection
-from handleipc.conversions import Native
+from handleipc.conversions import BoundSocket, Native
 from handleipc.fds import FileDescriptor
 from handleipc.registry import Conversion, Registry
 from handleipc.typing import Options
@@ -23,13 +24,15 @@ def _build_connection(fd: int, kind: int, options: Options | None) -> Connection
 
 default_registry = Registry()
 default_registry.add_builder(conversions.NET_SOCKET, _build_connection, Connection)
-default_registry.add_builder(conversions.NET_NATIVE, conversions.build_native)
-default_registry.add_builder(conversions.DGRAM_SOCKET, conversions.build_socket)
-default_registry.add_builder(conversions.DGRAM_NATIVE, conversions.build_native)
+for _tag in (conversions.DGRAM_SOCKET, conversions.NET_BOUND_SOCKET):
+    default_registry.add_builder(_tag, partial(conversions.build_socket, _tag))
+for _tag in (conversions.NET_NATIVE, conversions.DGRAM_NATIVE):
+    default_registry.add_builder(_tag, partial(conversions.build_native, _tag))
 default_registry.add_builder(conversions.FD, conversions.build_fd)
 default_registry.add_pender(Connection, conversions.pend_connection)
 default_registry.add_pender(socket.socket, conversions.pend_socket)
 default_registry.add_pender(Native, conversions.pend_native)
+default_registry.add_pender(BoundSocket, conversions.pend_bound)
 default_registry.add_pender(FileDescriptor, conversions.pend_fd)
 
 

@@ -8,7 +8,9 @@ them, since one each was half of the cost of answering.
 from __future__ import annotations
 
 import asyncio
-import socket
+import contextlib
+
+from handleipc.connection import Socket
 
 __all__ = ["at_eof", "linger"]
 
@@ -20,7 +22,7 @@ READ_SIZE = 65536
 _lingerers: dict[asyncio.AbstractEventLoop, _Lingerer] = {}
 
 
-def at_eof(sock: socket.socket) -> bool:
+def at_eof(sock: Socket) -> bool:
     """Read what there is and drop it; say whether the client has sent FIN, or is gone."""
     try:
         return sock.recv(READ_SIZE) == b""
@@ -30,7 +32,7 @@ def at_eof(sock: socket.socket) -> bool:
         return True
 
 
-def linger(sock: socket.socket) -> None:
+def linger(sock: Socket) -> None:
     """Close this socket at its client's EOF, after ``LINGER`` seconds, or with the loop."""
     loop = asyncio.get_running_loop()
     lingerer = _lingerers.get(loop)
@@ -47,21 +49,22 @@ class _Lingerer:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         # In the order of their deadlines.
-        self._waiting: dict[socket.socket, float] = {}
+        self._waiting: dict[Socket, float] = {}
         self._task = loop.create_task(self._run())
         # A callback and not `finally`: a task cancelled before it began has not got that far.
         self._task.add_done_callback(lambda _: self._end())
 
-    def add(self, sock: socket.socket) -> None:
+    def add(self, sock: Socket) -> None:
         """Own this socket from here on."""
         self._waiting[sock] = self._loop.time() + LINGER
-        self._loop.add_reader(sock.fileno(), self._on_readable, sock)
+        with contextlib.suppress(OSError):  # out of watches or memory: then its time ends it
+            self._loop.add_reader(sock.fileno(), self._on_readable, sock)
 
-    def _on_readable(self, sock: socket.socket) -> None:
+    def _on_readable(self, sock: Socket) -> None:
         if at_eof(sock):
             self._close(sock)
 
-    def _close(self, sock: socket.socket) -> None:
+    def _close(self, sock: Socket) -> None:
         del self._waiting[sock]
         self._loop.remove_reader(sock.fileno())
         sock.close()
