@@ -56,6 +56,8 @@ class CountingDriver(Driver):
     def _pend(self, handle: object, keep_open: bool, transfer: bool) -> PendingHandle:
         """Prepare a handle to be sent. Raises as ``send``."""
         pending = _pend(handle, keep_open)
+        if isinstance(handle, Server):
+            pending.on_handed_on = partial(handle.share, self.lists)
         if transfer:
             if not (isinstance(handle, Server) and isinstance(pending, Held)):
                 pending.returned()
@@ -84,6 +86,8 @@ class CountingDriver(Driver):
         self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
     ) -> object:
         handle = default_registry.convert(tag, options, fds, kinds)
+        if isinstance(handle, Server):
+            handle.share(self.lists, options)
         if options is None:
             return handle
         key = options.get("key")
