@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -14,6 +15,18 @@ from handleipc.connection import BaseConnection
 __all__ = ["Connection"]
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
+
+# What the kernel says of a client that is not there any more: it has reset the connection, or has
+# not answered for so long that the kernel gave it up, then with what the network said last.
+_CLIENT_IS_GONE = {
+    errno.EPIPE,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.ESHUTDOWN,
+    errno.ETIMEDOUT,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
 
 
 class Connection(BaseConnection):
@@ -70,8 +83,12 @@ class Connection(BaseConnection):
         seconds at most, then the descriptor is closed: closing with unread bytes would make the
         kernel reset the connection, and the client lose the answer.
 
+        A client that is gone, since it has reset the connection or does not answer any more, is no
+        error: nothing can be delivered, and the connection is closed. Nobody is told whether the
+        client has got the data, with ``end`` or without.
+
         Raises:
-            OSError: the client reset the connection before all was written; it is closed.
+            OSError: the data could not be written for another reason; it is closed.
             DescriptorReleased: it is closed, detached or on its way.
         """
         sock = self._to_socket()
@@ -84,8 +101,10 @@ class Connection(BaseConnection):
             with contextlib.suppress(OSError):
                 # A client that reset meanwhile has no use for a FIN.
                 sock.shutdown(socket.SHUT_WR)
-        except BaseException:
+        except BaseException as error:
             sock.close()
+            if isinstance(error, OSError) and error.errno in _CLIENT_IS_GONE:
+                return
             raise
         if at_eof(sock):
             sock.close()
