@@ -875,6 +875,19 @@ def test_came_home_while_we_count() -> None:
     assert group.local == 0
 
 
+def test_came_home_before_its_process_answered() -> None:
+    """The process ended before it counted: there is nothing to take back from the sum."""
+    a, b = link("a", "b")
+    c, slow = link("c", "slow")
+    group = opened(2)
+    hand_on(hand_on(group, a, b), b, a)
+    hand_on(group, c, slow)
+    answer = Answer(group)
+    a.lists.ended()
+    run(c, slow)
+    assert answer.result == (2, set())
+
+
 def test_came_home_and_handed_on() -> None:
     """What came home goes out again as the server's own."""
     a, b = link("a", "b")

@@ -385,6 +385,9 @@ class Server(Emitter):
     def _accept(self, most: int) -> bool:
         """Accept so many at most. Returns whether there may be more; raises nothing."""
         try:
+            # Whoever shares the listener may have set it to block, and us with it (O_NONBLOCK
+            # belongs to all its descriptors). One who does so just now still can.
+            self._sock.setblocking(False)
             accepted = self._acceptor.accept(self._sock.fileno(), most)
         except OSError as error:
             self._accept_failed(error)

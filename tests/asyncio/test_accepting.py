@@ -473,6 +473,23 @@ async def test_dropping_fails(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     assert len(caplog.records) == 1
 
 
+async def test_set_to_block_by_who_shares_it() -> None:
+    """Accepting waits for nobody, whatever mode another process has set the listener to."""
+    async with handleipc.listen("127.0.0.1", 0) as server:
+        with socket.socket(fileno=os.dup(server.fileno())) as copy, crowd(server, 3):
+            for _ in range(3):
+                copy.setblocking(True)
+                (await anext(server)).close()
+            copy.setblocking(True)
+            waiting = asyncio.create_task(anext(server, "ended"))
+            await turns()
+            server._on_readable()  # another process was faster
+            assert not waiting.done()
+            copy.setblocking(True)
+            server.stop()
+            assert await waiting == "ended"
+
+
 async def test_shut_down_by_who_shares_it() -> None:
     """A listener that will never accept again ends the iteration with the reason."""
     async with handleipc.listen("127.0.0.1", 0) as server:
