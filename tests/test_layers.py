@@ -29,7 +29,7 @@ LAYERS = [
     {"asyncio.emitter", "asyncio.lingering", "asyncio.waiters"},
     {"asyncio.logs", "asyncio.posting", "asyncio.socketpath"},
     {"asyncio.connection"},
-    {"asyncio.handles", "asyncio.driver"},
+    {"asyncio.handles", "asyncio.driver", "asyncio.listener"},
     {"asyncio.server", "asyncio.streams"},
     {"asyncio.counting", "asyncio.listening"},
     {"asyncio.sender"},

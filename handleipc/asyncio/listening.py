@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from handleipc.addresses import Address
-from handleipc.asyncio.server import UNTAKEN, Server, check_untaken
+from handleipc.asyncio.listener import UNTAKEN, check_untaken
+from handleipc.asyncio.server import Server
 
 __all__ = ["listen", "listen_unix"]
 

@@ -15,8 +15,7 @@ import pytest
 
 import handleipc
 from handleipc import Connection, Server
-from handleipc.asyncio import logs
-from handleipc.asyncio import server as server_module
+from handleipc.asyncio import listener, logs
 from handleipc.asyncio.socketpath import BoundPath
 from tests.asyncio.helpers import DIALECTS, Recorder, joined, turns, until
 from tests.asyncio.test_server import connect, ended
@@ -158,6 +157,50 @@ async def test_shared_by_other_means() -> None:
         _, theirs = await there.recv()
         theirs.close()
         assert server.shared
+
+
+async def test_batches() -> None:
+    """``batches`` gives all that were accepted each time, and ends as iteration does."""
+    async with handleipc.listen("127.0.0.1", 0, untaken=4) as server:
+        with crowd(server, 7):
+            sizes = []
+            async for batch in server.batches():
+                sizes.append(len(batch))
+                for connection in batch:
+                    connection.close()
+                if sum(sizes) == 4:
+                    server.stop()
+            assert sizes == [4, 3]
+
+
+@pytest.mark.parametrize("how", ["socket", "detach"])
+async def test_given_away(how: str, tmp_path) -> None:
+    """The listener goes on with whoever took it; those accepted are still to be taken."""
+    server = await handleipc.listen_unix(tmp_path / "socket")
+    assert server.sockets[0].getsockname() == server.sockname
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+        for client in clients[:2]:
+            client.connect(server.sockname)
+        (await anext(server)).close()
+        waiting = asyncio.create_task(server.wait_closed())
+        sock = server.socket() if how == "socket" else socket.socket(fileno=server.detach())
+        assert server.closed
+        assert server.sockets == ()
+        for take in (server.socket, server.detach):
+            with pytest.raises(handleipc.DescriptorReleased, match="is closed"):
+                take()
+        assert await answer_all(server) == 1
+        await asyncio.wait_for(waiting, 10)
+
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"served")
+            writer.close()
+
+        async with await asyncio.start_unix_server(serve, sock=sock) as other:
+            clients[2].connect(server.sockname)
+            assert await asyncio.to_thread(outcome, clients[2]) == b"served"
+            other.close()
 
 
 async def test_pause_and_resume() -> None:
@@ -400,7 +443,7 @@ def test_closed_after_its_loop() -> None:
 async def test_no_system_call_between_accept_and_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is asked of an accepted descriptor that could fail, and cost the whole batch."""
     async with handleipc.listen("127.0.0.1", 0) as server:
-        monkeypatch.setattr(server_module, "descriptor_kind", lambda _: 1 / 0)
+        monkeypatch.setattr(listener, "descriptor_kind", lambda _: 1 / 0)
         with crowd(server, 4):
             for _ in range(4):
                 connection = await anext(server)
@@ -520,7 +563,7 @@ async def test_one_line_a_minute(
 ) -> None:
     """Out of descriptors, one line says so, however often it was tried; then it goes on."""
     monkeypatch.setattr(logs.throttle, "_kinds", {})
-    monkeypatch.setattr(server_module, "ACCEPT_PAUSE", 0.001)
+    monkeypatch.setattr(listener, "ACCEPT_PAUSE", 0.001)
     async with handleipc.listen("127.0.0.1", 0) as server:
         with crowd(server, 1):
             with shortage(descriptor_limit):
