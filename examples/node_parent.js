@@ -5,7 +5,13 @@ const net = require('net');
 
 const python = process.env.PYTHON || 'python3';
 const child = spawn(python, ['child.py'], { stdio: [0, 1, 2, 'ipc'] });
-const server = net.createServer((socket) => child.send('socket', socket));
+child.on('exit', (code) => process.exit(code ?? 1)); // or clients would wait for nobody
+// pauseOnConnect: what Node reads before the child has the socket, the child never sees.
+const server = net.createServer({ pauseOnConnect: true }, (socket) => {
+  child.send('socket', socket, (error) => {
+    if (error) socket.destroy();
+  });
+});
 server.listen(Number(process.env.PORT || 1337), '127.0.0.1', () => {
   console.log(`listening at 127.0.0.1:${server.address().port}`);
 });

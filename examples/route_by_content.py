@@ -4,42 +4,54 @@ Run it, then `curl 127.0.0.1:8000/a` and `curl 127.0.0.1:8000/b`: each path has 
 """
 
 import asyncio
+import contextlib
 import os
 
 import handleipc
 
 
 async def serve(parent: handleipc.Channel) -> None:
-    async for path, connection in parent:
+    async with asyncio.TaskGroup() as tasks:
+        async for path, connection in parent:
+            tasks.create_task(answer(path, connection))
+
+
+async def answer(path: str, connection: handleipc.Connection) -> None:
+    # A client that resets, closes early, or says too little or too much costs nobody else anything.
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         reader, writer = await connection.open()
-        await reader.readuntil(b"\r\n\r\n")
-        body = f"{path} is served by process {os.getpid()}\n".encode()
-        writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-        await writer.drain()
-        writer.close()
+        try:
+            async with asyncio.timeout(10):
+                await reader.readuntil(b"\r\n\r\n")
+                body = f"{path} is served by process {os.getpid()}\n".encode()
+                writer.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                await writer.drain()
+        finally:
+            writer.close()
 
 
 async def first_line(connection: handleipc.Connection) -> bytes:
-    """Wait for the request line without consuming it."""
+    """Wait a second for the request line without consuming it; empty if the client is silent."""
     for _ in range(100):
-        try:
+        with contextlib.suppress(BlockingIOError):
             seen = connection.peek(1024)
-        except BlockingIOError:
-            seen = b" "
-        if b"\r\n" in seen or not seen:
-            return seen.partition(b"\r\n")[0]
+            if b"\r\n" in seen or not seen:
+                return seen.partition(b"\r\n")[0]
         await asyncio.sleep(0.01)
     return b""
 
 
 async def hand_over(connection: handleipc.Connection, children: list[handleipc.Child]) -> None:
-    with connection:
-        words = (await first_line(connection)).split()
-        path = words[1].decode() if len(words) > 1 else "/"
+    with connection:  # closed here, unless a child has it
         try:
-            await children[sum(path.encode()) % len(children)].send(path, connection)
+            words = (await first_line(connection)).split()
+            if len(words) > 1:
+                path = words[1].decode(errors="replace")
+                await children[sum(path.encode()) % len(children)].send(path, connection)
+        except OSError:
+            pass  # the client has reset it
         except (handleipc.HandleNotDelivered, handleipc.ChannelClosed) as error:
-            print(f"{path}: {error}")  # noqa: T201
+            print(f"not handed over: {error}")  # noqa: T201
 
 
 async def main() -> None:

@@ -14,8 +14,9 @@ if sys.platform == "win32":
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.handles import register
+from handleipc.asyncio.listening import listen, listen_unix
 from handleipc.asyncio.process import Child, fork, parent, spawn
-from handleipc.asyncio.server import Server, listen, listen_unix
+from handleipc.asyncio.server import Server
 from handleipc.asyncio.streams import StreamPending as _StreamPending
 from handleipc.conversions import Native
 from handleipc.exceptions import (

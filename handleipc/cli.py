@@ -33,6 +33,9 @@ ANSWER = "Child handled it."
 NODE_CHILD = """\
 process.on('message', (message, socket) => {
   if (message === 'socket' && socket) {
+    socket.on('error', () => {});
+    socket.setTimeout(2000, () => socket.destroy());
+    socket.resume();
     socket.end('%s');
     process.send({ served: process.pid });
   }
@@ -73,9 +76,12 @@ async def _demo(host: str, port: int, *, node: bool, once: bool) -> None:
     with tempfile.TemporaryDirectory() as directory:
         child = await _start_child(directory, node=node)
         async with listen(host, port) as server:
-            address = "{}:{}".format(*server.sockname[:2])
+            bound, number = server.sockname[:2]
+            # Brackets mean something to the shell, and to curl.
+            address = f"[{bound}]:{number}" if ":" in bound else f"{bound}:{number}"
+            shown = f"--globoff '{address}'" if ":" in bound else address
             click.echo(f"parent {os.getpid()} listens, child {child.pid} ({_what(node)}) answers:")
-            click.echo(f"  curl --http0.9 {address}")
+            click.echo(f"  curl --http0.9 {shown}")
             serving = asyncio.create_task(_hand_over(server, child))
             told = asyncio.Event()
             telling = asyncio.create_task(_tell(child, told))
@@ -134,7 +140,7 @@ async def _connect_once(address: str, server: Server) -> None:
     """Be the client: with curl where there is one, as the README has it."""
     if shutil.which("curl"):
         process = await asyncio.create_subprocess_exec(
-            *("curl", "--silent", "--http0.9", "--max-time", "10", address),
+            *("curl", "--silent", "--http0.9", "--globoff", "--max-time", "10", address),
             stdout=asyncio.subprocess.PIPE,
         )
         output, _ = await process.communicate()

@@ -80,7 +80,12 @@ class Registry:
         self._found.clear()
 
     def add_builder(
-        self, tag: str, builder: Builder, plain: Callable[[int, int], object] | None = None
+        self,
+        tag: str,
+        builder: Builder,
+        plain: Callable[[int, int], object] | None = None,
+        *,
+        direct: bool = True,
     ) -> None:
         """Make what arrives under a built-in tag with ``builder``, which owns the descriptor.
 
@@ -88,9 +93,11 @@ class Registry:
             tag: the tag.
             builder: called with the descriptor, its kind and the options.
             plain: called instead, without them, where there are none; if it is quicker.
+            direct: False if the channel is to see every one of them, also without options.
         """
         self._builders[tag] = builder
-        self._plain_builders[tag] = plain or (lambda fd, kind: builder(fd, kind, None))
+        if direct:
+            self._plain_builders[tag] = plain or (lambda fd, kind: builder(fd, kind, None))
         self.direct.clear()
 
     def register(self, python_type: type[T], conversion: Conversion[T]) -> None:
@@ -162,7 +169,7 @@ class Registry:
         if len(fds) == 1 and (
             tag == conversions.FD or conversions.is_expected(tag, kinds[0], options)
         ):
-            if options is None:
+            if options is None and tag in self._plain_builders:
                 self.direct[tag, kinds[0]] = self._plain_builders[tag]
             return builder(fds[0], kinds[0], options)
         _close(fds)

@@ -16,7 +16,12 @@ handed connections has one for each channel and key, and answers for those that 
 What a peer says of connections is true for the acknowledgements it sent before and not after. So
 its words are taken when their line is read, and our own counts are made when their line is written.
 
-Pure: sends through a callable, knows no clock. Every question ends when its channel does.
+A connection may be closed on any thread, and by the collector in the middle of anything. So a close
+is only noted where it happens; the group's owner takes the notes, on its own thread, when it has
+nothing else in hand. All else is the owner's alone. Counts tell closes from the moment they happen.
+
+Pure: sends and posts through callables, knows no clock and no thread. Every question ends when its
+channel does.
 """
 
 from __future__ import annotations
@@ -65,16 +70,21 @@ class Group:
         key: the name of the server on the wire.
         on_shrunk: called with how many connections are known to have closed, here or further on.
         on_empty: called whenever none is left anywhere.
+        post: has the owner call what it is given, soon; called on any thread. None if whoever
+            closes is the owner.
     """
 
     __slots__ = (
+        "_closes",
+        "_is_posted",
         "_on_empty",
         "_on_shrunk",
+        "_open",
+        "_post",
         "_tallies",
         "_when_empty",
         "key",
         "lists",
-        "local",
         "moved",
     )
 
@@ -83,10 +93,15 @@ class Group:
         key: str,
         on_shrunk: Callable[[int], None] | None = None,
         on_empty: Callable[[Group], None] | None = None,
+        post: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.key = key
-        self.local = 0
-        """Connections open in this process."""
+        self._open = 0
+        # One entry for each close that was noted and not taken: a deque takes and gives them
+        # whole, on any thread, with a GIL or without.
+        self._closes: deque[None] = deque()
+        self._is_posted = False
+        self._post = post
         self.lists: set[SocketListSend] = set()
         self.moved = 0
         """Closes that a peer will report of connections which only moved on from it."""
@@ -94,6 +109,11 @@ class Group:
         self._on_empty = on_empty
         self._tallies: set[Tally] = set()
         self._when_empty: list[Callable[[], None]] = []
+
+    @property
+    def local(self) -> int:
+        """Connections open in this process; exact on the owner's thread."""
+        return self._open - len(self._closes)
 
     @property
     def known(self) -> int:
@@ -113,20 +133,40 @@ class Group:
     @property
     def is_empty(self) -> bool:
         """Whether none is open here, and no peer may have one."""
-        return not self.local and all(one.settled for one in self.lists)
+        return not self._open and all(one.settled for one in self.lists)
 
     def opened_here(self) -> None:
         """One more is open in this process."""
-        self.local += 1
+        self._open += 1
 
     def closed_here(self) -> None:
-        """One was closed, or given to somebody who does not count."""
-        self.local -= 1
-        self.shrunk(1)
+        """One was closed, or given to somebody who does not count: on any thread, at any time."""
+        self._closes.append(None)
+        if self._post is None:
+            self.take_closes()
+        elif not self._is_posted:
+            # Read after the note was made, and unset before notes are taken: none is forgotten.
+            self._is_posted = True
+            self._post(self.take_closes)
+
+    def take_closes(self) -> None:
+        """Take the closes that were noted. The owner's alone."""
+        self._is_posted = False
+        count = 0
+        while self._closes:
+            self._closes.pop()
+            count += 1
+        if count:
+            self.closed(count)
+
+    def closed(self, count: int) -> None:
+        """So many were closed here. The owner's alone."""
+        self._open -= count
+        self.shrunk(count)
 
     def handed_on(self, through: SocketListSend) -> None:
         """One that was open here is the peer's now."""
-        self.local -= 1
+        self._open -= 1
         for tally in self._tallies:
             tally.handed_on(through)
         through.delivered()
@@ -135,7 +175,7 @@ class Group:
 
     def came_home(self, count: int, before: SocketListSend) -> None:
         """So many are open here again, for which the peer of a list answered."""
-        self.local += count
+        self._open += count
         for tally in self._tallies:
             tally.came_home(count, before)
 

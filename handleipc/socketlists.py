@@ -39,6 +39,7 @@ class SocketLists:
         takes_reports: says whether the peer takes such reports; Node knows none.
         send_late: as ``send``, but makes the message when its line is written, and calls its second
             argument when it was, or never will be.
+        post: as ``Group`` takes it.
     """
 
     def __init__(
@@ -48,12 +49,15 @@ class SocketLists:
         on_report: Callable[[], None],
         takes_reports: Callable[[], bool] = lambda: True,
         send_late: Callable[[Callable[[], JSON], Callable[[], None]], None] | None = None,
+        *,
+        post: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self._send = send
         self._send_late = send_late or self._send_now
         self._peer = peer
         self._on_report = on_report
         self._takes_reports = takes_reports
+        self.post = post
         self._sent: dict[str, SocketListSend] = {}
         self._received: dict[str, SocketListReceive] = {}
         self._reports: dict[str, int] = {}
@@ -163,6 +167,11 @@ class SocketLists:
             self._reports[key] = self._reports.get(key, 0) + count
             self._on_report()
 
+    def take_closes(self) -> None:
+        """Take the closes that were noted and not taken: whoever was to do it has gone."""
+        for group in list(self._received.values()):
+            group.take_closes()
+
     def emptied(self, group: Group) -> None:
         """Nothing is left of a received group: forget it, and what it handed on."""
         if self._received.get(group.key) is group:
@@ -183,7 +192,7 @@ class SocketLists:
         """The channel has ended."""
         self.has_ended = True
         self._reports.clear()
-        for group in self._received.values():
+        for group in list(self._received.values()):
             group.come_home()
         lists = list(self._sent.values())
         self._sent.clear()
@@ -198,7 +207,7 @@ class SocketListReceive(Group):
     __slots__ = ("_home", "_lists_of_channel")
 
     def __init__(self, key: str, lists: SocketLists) -> None:
-        super().__init__(key, partial(lists.shrunk, key), lists.emptied)
+        super().__init__(key, partial(lists.shrunk, key), lists.emptied, lists.post)
         self._lists_of_channel = lists
         self._home: Group | None = None
 
@@ -209,10 +218,11 @@ class SocketListReceive(Group):
 
     def come_home(self) -> None:
         """The channel ends, and with it who answered for these: those that came back are ours."""
+        self.take_closes()
         home = self.home
-        if home is not self and self.local:
+        if home is not self and self._open:
             self._home = home
-            count, self.local = self.local, 0
+            count, self._open = self._open, 0
             home.came_home(count, self._lists_of_channel.forget_some(self.key, count))
 
     def closed_here(self) -> None:
@@ -222,6 +232,13 @@ class SocketListReceive(Group):
         else:
             super().closed_here()
 
+    def closed(self, count: int) -> None:
+        """As of any group; at home, if they came home since it was noted."""
+        if self._home is not None:
+            self._home.closed(count)
+        else:
+            super().closed(count)
+
     def handed_on(self, through: SocketListSend) -> None:
         """As of any group, or from the group it first went out from."""
         if self._home is not None:
@@ -230,6 +247,6 @@ class SocketListReceive(Group):
             super().handed_on(through)
         else:
             through.group.opened_here()
-            self.closed_here()
+            self.closed(1)
             self._lists_of_channel.went_out_again(self.key)
             through.group.handed_on(through)

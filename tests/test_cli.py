@@ -33,6 +33,17 @@ def test_demo_answers_from_the_child() -> None:
     assert f"answered by process {child[1]}" in result.stdout
 
 
+@pytest.mark.parametrize("host", ["::1", "localhost", "::"])
+def test_demo_at_another_address(host: str) -> None:
+    """``--host`` takes names and IPv6 addresses, and what is printed can be pasted into a shell."""
+    result = run("demo", "--once", "--host", host)
+    assert result.returncode == 0, result.stderr
+    assert "answer: Child handled it." in result.stdout
+    shown = re.search(r"curl --http0.9 (.*)", result.stdout)
+    assert shown is not None
+    assert re.fullmatch(r"--globoff '\[[0-9a-f:]+\]:\d+'|[\d.]+:\d+", shown[1]), shown[1]
+
+
 def test_demo_with_a_node_child(node: str) -> None:
     """``--node`` answers from a real Node.js."""
     path = node.rpartition("/")[0]

@@ -369,6 +369,14 @@ def test_convert_with_and_without_options() -> None:
     assert not registry.direct
 
 
+def test_a_tag_that_is_never_direct() -> None:
+    """Some handles are the channel's to see, with options or without."""
+    registry = Registry()
+    registry.add_builder("fd", lambda fd, kind, options: (fd, options), direct=False)
+    assert registry.convert("fd", None, [5], [7]) == (5, None)
+    assert not registry.direct
+
+
 @pytest.mark.parametrize(("tag", "count"), [("net.Native", 1), ("fd", 2), ("net.Native", 2)])
 def test_convert_wrong_descriptors(registry: Registry, tag: str, count: int) -> None:
     """A kind that the tag does not allow, or a wrong number, is refused and closed."""

@@ -875,6 +875,19 @@ def test_came_home_while_we_count() -> None:
     assert group.local == 0
 
 
+def test_came_home_before_its_process_answered() -> None:
+    """The process ended before it counted: there is nothing to take back from the sum."""
+    a, b = link("a", "b")
+    c, slow = link("c", "slow")
+    group = opened(2)
+    hand_on(hand_on(group, a, b), b, a)
+    hand_on(group, c, slow)
+    answer = Answer(group)
+    a.lists.ended()
+    run(c, slow)
+    assert answer.result == (2, set())
+
+
 def test_came_home_and_handed_on() -> None:
     """What came home goes out again as the server's own."""
     a, b = link("a", "b")
@@ -941,3 +954,70 @@ def test_a_count_asked_for_when_the_channel_ended_meanwhile() -> None:
     run(down, far)
     assert up.heard() == []
     assert not group.counting
+
+
+def test_a_close_is_noted_and_taken_later() -> None:
+    """It counts at once, and nothing is told before the owner takes the notes, all at once."""
+    posted: list[Any] = []
+    told: list[int] = []
+    group = opened(3, on_shrunk=told.append, post=posted.append)
+    emptied: list[bool] = []
+    group.when_empty(lambda: emptied.append(True))
+    for left in (2, 1, 0):
+        group.closed_here()
+        assert group.local == group.known == left
+    assert (len(posted), told, emptied) == (1, [], [])
+    posted.pop()()
+    assert (group.local, told, emptied) == (0, [3], [True])
+    group.take_closes()
+    assert told == [3]
+    group.opened_here()
+    group.closed_here()
+    assert len(posted) == 1
+
+
+def test_a_close_while_notes_are_taken() -> None:
+    """The collector may run anywhere: what it closes is taken now, or posted anew."""
+    posted: list[Any] = []
+    group = opened(2, post=posted.append)
+    group._on_shrunk = lambda count: group.closed_here() if count == 1 and group.local else None
+    group.closed_here()
+    posted.pop()()
+    assert group.local == 0
+    posted.pop()()
+    assert group.is_empty
+
+
+def test_closes_that_were_posted_to_a_loop_that_ended() -> None:
+    """The lists take them when they are served again."""
+    posted: list[Any] = []
+    lists = SocketLists(lambda _: None, "peer", lambda: None, post=posted.append)
+    group = lists.receiver(KEY)
+    group.opened_here()
+    group.closed_here()
+    assert not group.is_empty
+    lists.take_closes()
+    assert group.is_empty
+    assert len(lists) == 0
+    posted.pop()()
+
+
+def test_closed_just_before_it_came_home() -> None:
+    """A close that was noted here does not come home, and one noted too late is taken there."""
+    a, b = link()
+    group = opened(3)
+    posted: list[Any] = []
+    a.lists.post = posted.append
+    theirs = hand_on(hand_on(group, a, b), b, a)
+    for _ in range(2):
+        theirs_too = hand_on(hand_on(group, a, b), b, a)
+        assert theirs_too is theirs
+    theirs.closed_here()
+    assert theirs.local == 2
+    a.lists.ended()
+    assert (theirs.local, group.local) == (0, 2)
+    theirs._closes.append(None)  # by a thread that has not seen that it came home
+    theirs.take_closes()
+    assert (theirs.local, group.local) == (0, 1)
+    theirs.closed_here()
+    assert group.is_empty

@@ -8,6 +8,7 @@ which way it came: the server counts it as long as every process on that way liv
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import hypothesis
@@ -34,6 +35,12 @@ class Process:
         self.alive = True
         self.up: End | None = None
         self.downs: list[End] = []
+        self.posted: deque[Callable[[], None]] = deque()
+
+    def take_posted(self) -> None:
+        """What its loop would do next: take the closes that were noted."""
+        while self.posted:
+            self.posted.popleft()()
 
     def __repr__(self) -> str:
         return self.name
@@ -52,7 +59,9 @@ class End:
         self.open = True
         self.inbox: deque[tuple[Any, ...]] = deque()
         self.unacknowledged: deque[tuple[Connection, Group]] = deque()
-        self.lists = SocketLists(self._send, self, lambda: None, lambda: link.native)
+        self.lists = SocketLists(
+            self._send, self, lambda: None, lambda: link.native, post=process.posted.append
+        )
 
     def put(self, *item: Any) -> None:
         """Write to the peer, if it lives."""
@@ -152,8 +161,8 @@ class ListsMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.shrunk = 0
-        self.server = Group(KEY, self._on_shrunk)
         self.root = Process("root", 0)
+        self.server = Group(KEY, self._on_shrunk, post=self.root.posted.append)
         self.processes = [self.root]
         self.connections: list[Connection] = []
         self.questions: list[Question] = []
@@ -249,6 +258,10 @@ class ListsMachine(RuleBasedStateMachine):
         connection.holder = None
         connection.group.closed_here()
 
+    @rule(pick=PICK)
+    def take_closes(self, pick: int) -> None:
+        self.living[pick % len(self.living)].take_posted()
+
     @precondition(lambda self: len(self.living) > 1)
     @rule(pick=PICK)
     def kill(self, pick: int) -> None:
@@ -334,11 +347,12 @@ class ListsMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         for _ in range(500):
             for process in self.living:
+                process.take_posted()
                 for end in process.ends:
                     if end.open:
                         end.flush()
             busy = self.busy
-            if not busy:
+            if not (busy or any(process.posted for process in self.living)):
                 return
             for end in busy:
                 for _ in range(len(end.inbox)):

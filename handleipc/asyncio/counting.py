@@ -6,9 +6,7 @@ the acknowledgement on.
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from handleipc import codec
 from handleipc.asyncio.driver import Driver
 from handleipc.asyncio.handles import default_registry
+from handleipc.asyncio.posting import post
 from handleipc.asyncio.server import Server
 from handleipc.connection import BaseConnection
 from handleipc.conversions import NET_SOCKET
@@ -46,9 +45,10 @@ class CountingDriver(Driver):
         self.lists = SocketLists(
             self._send_internal,
             self,
-            self._on_report,
+            self._schedule_turn,
             lambda: protocol.incoming.native,
             self._send_late,
+            post=self._post,
         )
         protocol.incoming.on_internal = self._take_statement
         super().__init__(sock, protocol)
@@ -56,6 +56,8 @@ class CountingDriver(Driver):
     def _pend(self, handle: object, keep_open: bool, transfer: bool) -> PendingHandle:
         """Prepare a handle to be sent. Raises as ``send``."""
         pending = _pend(handle, keep_open)
+        if isinstance(handle, Server):
+            pending.on_handed_on = partial(handle.share, self.lists)
         if transfer:
             if not (isinstance(handle, Server) and isinstance(pending, Held)):
                 pending.returned()
@@ -84,6 +86,8 @@ class CountingDriver(Driver):
         self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
     ) -> object:
         handle = default_registry.convert(tag, options, fds, kinds)
+        if isinstance(handle, Server):
+            handle.share(self.lists, options)
         if options is None:
             return handle
         key = options.get("key")
@@ -92,13 +96,13 @@ class CountingDriver(Driver):
             handle.group.opened_here()
         return handle
 
-    def _on_report(self) -> None:
-        """A connection closed, wherever its object died: the collector runs on any thread."""
-        if threading.get_ident() == self._thread:
-            self._schedule_turn()
-        elif not self._loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # closed just now
-                self._loop.call_soon_threadsafe(self._schedule_turn)
+    def _attach(self) -> None:
+        super()._attach()
+        self.lists.take_closes()  # which the last loop had no time for
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        """Have the loop call it: a connection closed, on whatever thread its object died."""
+        post(self._loop, callback)
 
     def _send_internal(self, message: JSON) -> None:
         """Queue a message of our own, which the public ``send`` would refuse as forged."""

@@ -495,23 +495,3 @@ async def test_a_server_is_transferred() -> None:
     here.disconnect()
     await there.wait_disconnected()
     await here.wait_disconnected()
-
-
-async def test_a_unix_path_is_removed_once(tmp_path: Path) -> None:
-    """By its owner, and after a transfer by the new one."""
-    path = str(tmp_path / "socket")
-    here, there = pair()
-    server = await handleipc.listen_unix(path)
-    await here.send("shared", server)
-    _, shared = await there.recv()
-    shared.close()
-    assert os.path.exists(path)
-    await here.send("transferred", server, transfer=True)
-    _, theirs = await there.recv()
-    server.close()
-    assert os.path.exists(path)
-    theirs.close()
-    assert not os.path.exists(path)
-    here.disconnect()
-    await there.wait_disconnected()
-    await here.wait_disconnected()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 from typing import Any
@@ -145,19 +144,6 @@ async def test_backlog_is_the_queue() -> None:
             client.close()
 
 
-async def test_accepting_is_bounded() -> None:
-    """A consumer that takes one connection does not make the server accept without bound."""
-    async with handleipc.listen("127.0.0.1", 0, backlog=300) as server:
-        clients = [connect(server) for _ in range(250)]
-        (await anext(server)).close()
-        await turns(50)
-        assert server.connections <= 130
-        for _ in range(249):
-            (await anext(server)).close()
-        for client in clients:
-            client.close()
-
-
 async def test_emfile(descriptor_limit, caplog: pytest.LogCaptureFixture) -> None:
     """Out of descriptors, connections wait in the backlog, an ``"error"`` says so, then it goes on."""
     async with handleipc.listen("127.0.0.1", 0) as server:
@@ -186,27 +172,6 @@ async def test_emfile(descriptor_limit, caplog: pytest.LogCaptureFixture) -> Non
         for client in clients:
             client.close()
     assert caplog.records == []
-
-
-async def test_emfile_is_logged(descriptor_limit, caplog: pytest.LogCaptureFixture) -> None:
-    """Without an ``"error"`` listener the failure is logged."""
-    async with handleipc.listen("127.0.0.1", 0) as server:
-        with connect(server):
-            waiting = asyncio.create_task(anext(server))
-            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-            descriptor_limit(highest + 1)
-            filler = []
-            try:
-                while True:
-                    filler.append(os.dup(0))
-            except OSError:
-                pass
-            await until(lambda: caplog.records)
-            for fd in filler:
-                os.close(fd)
-            descriptor_limit(highest + 50)
-            (await waiting).close()
-    assert caplog.records[0].levelno == logging.WARNING
 
 
 # -- counting ------------------------------------------------------------------------------------
@@ -422,49 +387,12 @@ async def test_bad_addresses() -> None:
     for port in (-1, 65536):
         with pytest.raises(ValueError, match=str(port)):
             await handleipc.listen("127.0.0.1", port)
-    with pytest.raises(OSError, match="cannot|unknown|not"):
+    with pytest.raises(OSError, match=r"192\.0\.2\.1"):
         await handleipc.listen("192.0.2.1", 0)
-
-
-async def test_unix(tmp_path) -> None:
-    """``listen_unix`` listens at a path, str or PathLike, and ``close`` unlinks it."""
-    for path in (tmp_path / "one", str(tmp_path / "two")):
-        async with handleipc.listen_unix(path) as server:
-            assert server.sockname == str(path)
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(str(path))
-                await (await anext(server)).end(b"x")
-                assert client.recv(10) == b"x"
-        assert not os.path.lexists(path)
-
-
-async def test_unix_path_that_exists(tmp_path) -> None:
-    """A path that exists is ``OSError``, and is left alone."""
-    path = tmp_path / "file"
-    path.write_text("mine")
-    with pytest.raises(OSError, match="file"):
-        await handleipc.listen_unix(path)
-    assert path.read_text() == "mine"
-
-
-async def test_unix_path_that_is_no_longer_ours(tmp_path) -> None:
-    """``close`` does not unlink what another server has bound at the path meanwhile."""
-    path = tmp_path / "socket"
-    async with handleipc.listen_unix(path) as one:
-        path.unlink()
-        async with handleipc.listen_unix(path):
-            one.close()
-            assert path.exists()
-        assert not path.exists()
-
-
-async def test_abstract_unix_address() -> None:
-    """An abstract address has no path to unlink."""
-    name = f"\0handleipc-test-{os.getpid()}"
-    async with handleipc.listen_unix(name) as server:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(name)
-            (await anext(server)).close()
+    with pytest.raises(OSError, match=r"nowhere\.invalid"):
+        await handleipc.listen("nowhere.invalid", 0)
+    with pytest.raises(ValueError, match="untaken=0"):
+        await handleipc.listen("127.0.0.1", 0, untaken=0)
 
 
 async def test_unknown_server_event() -> None:
