@@ -8,11 +8,19 @@ from __future__ import annotations
 import array
 import os
 import socket
-import stat
 import sys
 from collections.abc import MutableMapping, Sequence
 
 from handleipc.envelope import VERSION
+from handleipc.environment import (
+    HANDLEIPC_CHANNEL,
+    NODE_CHANNEL_FD,
+    NODE_CHANNEL_SERIALIZATION_MODE,
+    PREFIXES,
+    inherited_channel,
+    is_number,
+    taken,
+)
 from handleipc.exceptions import NoChannel
 from handleipc.limits import Limits
 from handleipc.protocol import Invitation
@@ -24,11 +32,6 @@ __all__ = [
     "python_command",
     "socket_cookie",
 ]
-
-NODE_CHANNEL_FD = "NODE_CHANNEL_FD"
-NODE_CHANNEL_SERIALIZATION_MODE = "NODE_CHANNEL_SERIALIZATION_MODE"
-HANDLEIPC_CHANNEL = "HANDLEIPC_CHANNEL"
-_PREFIXES = ("NODE_CHANNEL_", "HANDLEIPC_")
 
 # Linux only: eight bytes, unique since boot. Elsewhere the inode serves: not unique for ever, but
 # a variable that leaked names a socket that is still open.
@@ -66,7 +69,7 @@ def child_environment(
         limits: the parent's, the first grants of the invitation.
         invite: the cookie of the child's end, or None to speak node.
     """
-    result = {k: v for k, v in environment.items() if not k.startswith(_PREFIXES)}
+    result = {k: v for k, v in environment.items() if not k.startswith(PREFIXES)}
     if invite is not None:
         result[HANDLEIPC_CHANNEL] = f"{VERSION} {invite} {limits.window} {limits.bytes}"
     result[NODE_CHANNEL_FD] = str(fd)
@@ -77,58 +80,27 @@ def child_environment(
 def adopt(environment: MutableMapping[str, str]) -> ChannelVariables:
     """Take the channel over that this process was started with, and remove its variables.
 
-    The socket becomes close-on-exec, and the variables go, so that no grandchild believes the
-    channel to be its own.
+    The socket becomes close-on-exec, and the variables go (to ``environment.found``), so that no
+    grandchild believes the channel to be its own.
 
     Raises:
         NoChannel: there is none, or the number does not name what a parent would have passed.
     """
-    found = {k: environment.pop(k) for k in list(environment) if k.startswith(_PREFIXES)}
-    text = found.get(NODE_CHANNEL_FD, "")
-    if not text:
-        raise NoChannel(
-            f"{NODE_CHANNEL_FD} is not set: start this program with handleipc.fork or spawn,"
-            " or from Node with an 'ipc' channel"
-        )
-    mode = found.get(NODE_CHANNEL_SERIALIZATION_MODE, "json")
+    variables, number = taken.claim(environment)
+    mode = variables.get(NODE_CHANNEL_SERIALIZATION_MODE, "json")
     if mode != "json":
         raise NoChannel(
             f"the parent wants serialization {mode!r}, and only 'json' is supported:"
             " leave the option out, or set it to 'json'"
         )
-    sock = _adopt_socket(text)
-    return ChannelVariables(sock, _read_invitation(found.get(HANDLEIPC_CHANNEL, ""), sock))
-
-
-def _adopt_socket(text: str) -> socket.socket:
-    fd = int(text) if _is_number(text) else -1
-    if not 0 <= fd < 1 << 31:
-        raise NoChannel(f"{NODE_CHANNEL_FD} is {text[:40]!r}, which is no descriptor number")
-    try:
-        is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
-        inheritable = os.get_inheritable(fd)
-    except OSError as error:
-        raise NoChannel(
-            f"{NODE_CHANNEL_FD} is {fd}, which is not open ({error.strerror}):"
-            " the variable leaked here through a program that did not pass the channel on"
-        ) from None
-    # What a parent passed survived an exec, so it cannot be close-on-exec. A descriptor that is
-    # was opened by this process: under asyncio.run a stale number may be the loop's own self-pipe.
-    if not (is_socket and inheritable):
-        what = "a descriptor of this process's own" if is_socket else "not a socket"
-        raise NoChannel(f"{NODE_CHANNEL_FD} is {fd}, which is {what}: the variable is stale")
-    sock = socket.socket(fileno=fd)
-    try:
-        connected = sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
-        sock.getpeername()
-    except OSError:
-        connected = False
-    if not connected:
-        sock.detach()
-        raise NoChannel(f"{NODE_CHANNEL_FD} is {fd}, which is not a connected Unix stream socket")
-    sock.set_inheritable(False)
+    if number is None:
+        sock = inherited_channel(variables[NODE_CHANNEL_FD])
+        sock.set_inheritable(False)
+    else:
+        sock = socket.socket(fileno=number)
     sock.setblocking(False)
-    return sock
+    taken.adopted(variables, environment)
+    return ChannelVariables(sock, _read_invitation(variables.get(HANDLEIPC_CHANNEL, ""), sock))
 
 
 def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:
@@ -140,14 +112,10 @@ def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:
     if len(fields) < 4:
         return None
     versions, numbers = fields[0].split(","), fields[1:4]
-    if str(VERSION) not in versions or not all(map(_is_number, numbers)):
+    if str(VERSION) not in versions or not all(map(is_number, numbers)):
         return None
     cookie, handles, size = map(int, numbers)
     return Invitation(handles, size) if cookie == socket_cookie(sock) else None
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 20  # 2**64 has as many
 
 
 def python_command(

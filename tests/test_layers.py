@@ -17,7 +17,7 @@ if not PACKAGE.exists():  # the tests of an installed wheel
 
 LAYERS = [
     {"exceptions", "typing", "limits"},
-    {"framing", "fds", "system"},
+    {"framing", "fds", "system", "environment"},
     {"ancillary", "pending", "codec", "deliveries"},
     {"envelope", "addresses", "stages", "pairing", "holes"},
     {"replies", "sendqueue", "window"},
@@ -26,7 +26,13 @@ LAYERS = [
     {"protocol", "connection"},
     {"conversions", "spawn"},
     {"registry"},
-    {"asyncio.emitter", "asyncio.lingering", "asyncio.waiters"},
+    {
+        "asyncio.emitter",
+        "asyncio.lingering",
+        "asyncio.reaping",
+        "asyncio.starting",
+        "asyncio.waiters",
+    },
     {"asyncio.connection"},
     {"asyncio.handles", "asyncio.driver"},
     {"asyncio.server", "asyncio.streams"},
@@ -44,7 +50,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PURE = {name for names in LAYERS[:10] for name in names}
 PURE_FILES = [str(Path("handleipc") / f"{name}.py") for name in sorted(PURE)]
 FORBIDDEN_WHEN_PURE = {"asyncio", "select", "selectors", "threading", "subprocess"}
-MAY_BUILD_SOCKETS = {"addresses", "connection", "conversions", "spawn"}
+MAY_BUILD_SOCKETS = {"addresses", "connection", "conversions", "environment", "spawn"}
 MAY_KNOW_TIME = {"system"}
 MAY_SEE_THE_CORE = {"framing", "ancillary", "cli"}
 

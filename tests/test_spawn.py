@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handleipc.envelope import VERSION
+from handleipc.environment import Taken
 from handleipc.exceptions import NoChannel
 from handleipc.limits import Limits
 from handleipc.protocol import Invitation
@@ -201,6 +202,27 @@ def test_adopt_of_connected_internet_socket(kind: socket.SocketKind) -> None:
         client.connect(server.getsockname())
         with inherited(client) as fd:
             assert "not a connected Unix stream socket" in refused({FD: str(fd)})
+
+
+@pytest.mark.parametrize("mode", ["json", "advanced"])
+def test_adopt_what_was_found_at_import(
+    channel: Channel, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found before anybody asked is adopted, or refused at each call with its reason."""
+    fd, parent = channel
+    early = Taken()
+    early.take_early({FD: str(fd), MODE: mode})
+    monkeypatch.setitem(adopt.__globals__, "taken", early)
+    if mode == "json":
+        with adopt({}).sock as sock:
+            assert (sock.fileno(), os.get_blocking(fd)) == (fd, False)
+            parent.send(b"hello")
+            assert sock.recv(10) == b"hello"
+        return
+    for _ in range(2):
+        with pytest.raises(NoChannel, match="serialization 'advanced'"):
+            adopt({})
+    os.close(fd)
 
 
 # -- adopt: the invitation -----------------------------------------------------------------------
