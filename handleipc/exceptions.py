@@ -79,7 +79,7 @@ class WorkerExited(HandleIPCError):
 
     Attributes:
         code: its exit code, or None if a signal ended it.
-        signal: the number of that signal, or None.
+        signal: the number of that signal, or None. Both are None if its exit was not seen.
     """
 
     def __init__(self, code: int | None, signal: int | None) -> None:
@@ -90,6 +90,8 @@ class WorkerExited(HandleIPCError):
     def __str__(self) -> str:
         if self.signal is not None:
             return f"the child process was ended by signal {self.signal}"
+        if self.code is None:
+            return "the child process ended (exit status unknown)"
         return f"the child process exited with code {self.code}"
 
 

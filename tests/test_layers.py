@@ -29,6 +29,7 @@ LAYERS = [
     {
         "asyncio.emitter",
         "asyncio.lingering",
+        "asyncio.pipes",
         "asyncio.reaping",
         "asyncio.starting",
         "asyncio.waiters",
