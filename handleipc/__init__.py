@@ -17,6 +17,7 @@ from handleipc.asyncio.handles import register
 from handleipc.asyncio.process import Child, fork, parent, spawn
 from handleipc.asyncio.server import Server, listen, listen_unix
 from handleipc.asyncio.streams import StreamPending as _StreamPending
+from handleipc.asyncio.target import freeze_support
 from handleipc.conversions import Native
 from handleipc.exceptions import (
     ChannelBroken,
@@ -73,6 +74,7 @@ __all__ = [
     "WorkerExited",
     "__version__",
     "fork",
+    "freeze_support",
     "listen",
     "listen_unix",
     "parent",
