@@ -162,6 +162,21 @@ int hipc_accept(int fd, int32_t max, int32_t *fds, char *addresses, int32_t *len
 int hipc_exit_with_parent(int signal, int parent);
 
 /*
+ * Say whether a program started by the calling thread would inherit a blocked or an ignored signal:
+ * both survive an exec. Python ignores SIGPIPE and SIGXFSZ, which `subprocess` sets right itself;
+ * they do not count.
+ *
+ * Returns 1 or 0.
+ */
+int hipc_signals_inherited(void);
+
+/*
+ * Set every signal to its default and block none, as libuv does. To be called in a new process,
+ * before it executes its program.
+ */
+void hipc_reset_signals(void);
+
+/*
  * Say what the descriptor `fd` is: HIPC_KIND_SOCKET | domain << 8 | type, with
  * HIPC_KIND_LISTENING for a listening stream socket; HIPC_KIND_FIFO; or HIPC_KIND_OTHER.
  *

@@ -18,6 +18,7 @@ from handleipc.asyncio.listening import listen, listen_unix
 from handleipc.asyncio.process import Child, fork, parent, spawn
 from handleipc.asyncio.server import Server
 from handleipc.asyncio.streams import StreamPending as _StreamPending
+from handleipc.asyncio.target import freeze_support
 from handleipc.conversions import Native
 from handleipc.exceptions import (
     ChannelBroken,
@@ -78,6 +79,7 @@ __all__ = [
     "WorkerExited",
     "__version__",
     "fork",
+    "freeze_support",
     "listen",
     "listen_unix",
     "parent",

@@ -26,6 +26,8 @@ __all__ = [
     "descriptor_kind",
     "discard",
     "exit_with_parent",
+    "inherits_signals",
+    "reset_signals",
     "send_with_fds",
 ]
 
@@ -135,6 +137,19 @@ def exit_with_parent(signal: int, parent: int) -> None:
     """
     if lib.hipc_exit_with_parent(signal, parent) < 0:
         os._exit(1)
+
+
+def inherits_signals() -> bool:
+    """Whether a program started by this thread would begin with blocked or ignored signals."""
+    return bool(lib.hipc_signals_inherited())
+
+
+def reset_signals() -> None:
+    """Set every signal to its default and block none.
+
+    To be called in a new process, before it executes its program.
+    """
+    lib.hipc_reset_signals()
 
 
 class Receiver:

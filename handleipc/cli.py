@@ -23,6 +23,7 @@ from handleipc.ancillary import KIND_SOCKET, descriptor_kind
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.process import Child
 from handleipc.asyncio.server import Server
+from handleipc.environment import PREFIXES, found
 from handleipc.exceptions import HandleIPCError
 from handleipc.limits import Limits, descriptor_limit
 
@@ -97,7 +98,9 @@ async def _demo(host: str, port: int, *, node: bool, once: bool) -> None:
                 await asyncio.wait({serving, telling}, timeout=5)
         code = await child.wait()
         if not once:
-            raise click.ClickException(f"the child ended (exit status {code})")
+            raise click.ClickException(
+                f"the child ended (exit status {'unknown' if code is None else code})"
+            )
 
 
 def _what(node: bool) -> str:
@@ -212,8 +215,12 @@ def _kernel_features() -> list[tuple[str, str]]:
 
 
 def _channel() -> str:
-    found = {k: v for k, v in os.environ.items() if k.startswith(("NODE_CHANNEL", "HANDLEIPC_"))}
-    return ", ".join(f"{k}={v}" for k, v in found.items()) or "none in the environment"
+    if found:
+        return "found at import: " + ", ".join(f"{k}={v}" for k, v in found.items())
+    named = {k: v for k, v in os.environ.items() if k.startswith(PREFIXES)}
+    if named:
+        return "none, but stale variables: " + ", ".join(f"{k}={v}" for k, v in named.items())
+    return "none in the environment"
 
 
 def _node() -> str:

@@ -8,27 +8,35 @@ from __future__ import annotations
 import array
 import os
 import socket
-import stat
 import sys
 from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
 
 from handleipc.envelope import VERSION
+from handleipc.environment import (
+    HANDLEIPC_CHANNEL,
+    NODE_CHANNEL_FD,
+    NODE_CHANNEL_SERIALIZATION_MODE,
+    PREFIXES,
+    inherited_channel,
+    is_number,
+    taken,
+)
 from handleipc.exceptions import NoChannel
 from handleipc.limits import Limits
 from handleipc.protocol import Invitation
 
 __all__ = [
+    "FORK_MARKER",
     "ChannelVariables",
+    "Target",
     "adopt",
     "child_environment",
+    "frozen_command",
     "python_command",
+    "read_target",
     "socket_cookie",
 ]
-
-NODE_CHANNEL_FD = "NODE_CHANNEL_FD"
-NODE_CHANNEL_SERIALIZATION_MODE = "NODE_CHANNEL_SERIALIZATION_MODE"
-HANDLEIPC_CHANNEL = "HANDLEIPC_CHANNEL"
-_PREFIXES = ("NODE_CHANNEL_", "HANDLEIPC_")
 
 # Linux only: eight bytes, unique since boot. Elsewhere the inode serves: not unique for ever, but
 # a variable that leaked names a socket that is still open.
@@ -66,7 +74,7 @@ def child_environment(
         limits: the parent's, the first grants of the invitation.
         invite: the cookie of the child's end, or None to speak node.
     """
-    result = {k: v for k, v in environment.items() if not k.startswith(_PREFIXES)}
+    result = {k: v for k, v in environment.items() if not k.startswith(PREFIXES)}
     if invite is not None:
         result[HANDLEIPC_CHANNEL] = f"{VERSION} {invite} {limits.window} {limits.bytes}"
     result[NODE_CHANNEL_FD] = str(fd)
@@ -77,58 +85,27 @@ def child_environment(
 def adopt(environment: MutableMapping[str, str]) -> ChannelVariables:
     """Take the channel over that this process was started with, and remove its variables.
 
-    The socket becomes close-on-exec, and the variables go, so that no grandchild believes the
-    channel to be its own.
+    The socket becomes close-on-exec, and the variables go (to ``environment.found``), so that no
+    grandchild believes the channel to be its own.
 
     Raises:
         NoChannel: there is none, or the number does not name what a parent would have passed.
     """
-    found = {k: environment.pop(k) for k in list(environment) if k.startswith(_PREFIXES)}
-    text = found.get(NODE_CHANNEL_FD, "")
-    if not text:
-        raise NoChannel(
-            f"{NODE_CHANNEL_FD} is not set: start this program with handleipc.fork or spawn,"
-            " or from Node with an 'ipc' channel"
-        )
-    mode = found.get(NODE_CHANNEL_SERIALIZATION_MODE, "json")
+    variables, number = taken.claim(environment)
+    mode = variables.get(NODE_CHANNEL_SERIALIZATION_MODE, "json")
     if mode != "json":
         raise NoChannel(
             f"the parent wants serialization {mode!r}, and only 'json' is supported:"
             " leave the option out, or set it to 'json'"
         )
-    sock = _adopt_socket(text)
-    return ChannelVariables(sock, _read_invitation(found.get(HANDLEIPC_CHANNEL, ""), sock))
-
-
-def _adopt_socket(text: str) -> socket.socket:
-    fd = int(text) if _is_number(text) else -1
-    if not 0 <= fd < 1 << 31:
-        raise NoChannel(f"{NODE_CHANNEL_FD} is {text[:40]!r}, which is no descriptor number")
-    try:
-        is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
-        inheritable = os.get_inheritable(fd)
-    except OSError as error:
-        raise NoChannel(
-            f"{NODE_CHANNEL_FD} is {fd}, which is not open ({error.strerror}):"
-            " the variable leaked here through a program that did not pass the channel on"
-        ) from None
-    # What a parent passed survived an exec, so it cannot be close-on-exec. A descriptor that is
-    # was opened by this process: under asyncio.run a stale number may be the loop's own self-pipe.
-    if not (is_socket and inheritable):
-        what = "a descriptor of this process's own" if is_socket else "not a socket"
-        raise NoChannel(f"{NODE_CHANNEL_FD} is {fd}, which is {what}: the variable is stale")
-    sock = socket.socket(fileno=fd)
-    try:
-        connected = sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM
-        sock.getpeername()
-    except OSError:
-        connected = False
-    if not connected:
-        sock.detach()
-        raise NoChannel(f"{NODE_CHANNEL_FD} is {fd}, which is not a connected Unix stream socket")
-    sock.set_inheritable(False)
+    if number is None:
+        sock = inherited_channel(variables[NODE_CHANNEL_FD])
+        sock.set_inheritable(False)
+    else:
+        sock = socket.socket(fileno=number)
     sock.setblocking(False)
-    return sock
+    taken.adopted(variables, environment)
+    return ChannelVariables(sock, _read_invitation(variables.get(HANDLEIPC_CHANNEL, ""), sock))
 
 
 def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:
@@ -140,14 +117,56 @@ def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:
     if len(fields) < 4:
         return None
     versions, numbers = fields[0].split(","), fields[1:4]
-    if str(VERSION) not in versions or not all(map(_is_number, numbers)):
+    if str(VERSION) not in versions or not all(map(is_number, numbers)):
         return None
     cookie, descriptors, size = map(int, numbers)
     return Invitation(descriptors, size) if cookie == socket_cookie(sock) else None
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 20  # 2**64 has as many
+class Target(NamedTuple):
+    """What ``fork`` runs: a file, or a module, or a function of one."""
+
+    file: str | None = None
+    module: str = ""
+    function: str = ""
+
+
+def read_target(target: str | os.PathLike[str]) -> Target:
+    """Return what a target means.
+
+    Raises:
+        ValueError: it is neither a file, nor a module, nor ``module:function``.
+        TypeError: it is no text and no path.
+    """
+    if callable(target) and hasattr(target, "__qualname__"):
+        raise TypeError(
+            f"a child imports what it runs: give its name, {_name_of(target)}, not the object"
+        )
+    if not isinstance(target, str | os.PathLike):
+        raise TypeError(f"target={target!r}: {_TARGETS}")
+    if not isinstance(target, str) or target.endswith(".py") or "/" in target:
+        return Target(file=os.fspath(target))
+    module, colon, function = target.partition(":")
+    names = [*module.split("."), *([function] if colon else [])]
+    if not all(name.isidentifier() for name in names):
+        raise ValueError(f"{target!r} is no target: {_TARGETS}")
+    if module == "__main__" and colon:
+        raise ValueError(f"{_MAIN}: move it to a module")
+    return Target(None, module, function)
+
+
+_TARGETS = "give the path of a .py file, a dotted module, or 'module:function'"
+_MAIN = "a function of __main__ cannot be imported elsewhere"
+
+
+def _name_of(function: object) -> str:
+    module = getattr(function, "__module__", None) or "module"
+    name = getattr(function, "__qualname__", "")
+    if not name.isidentifier():
+        return "'module:function' (of one at the top of a module, which this is not)"
+    if module == "__main__":
+        return f"'module:{name}' ({_MAIN}: move it to a module first)"
+    return repr(f"{module}:{name}")
 
 
 def python_command(
@@ -159,28 +178,61 @@ def python_command(
 ) -> list[str]:
     """Return the command line that runs ``target`` in a fresh interpreter.
 
+    Args:
+        target: a file, a dotted module, or ``module:function``.
+        args: the program's own arguments.
+        executable: the interpreter.
+        interpreter_args: its options.
+        path: what a function's module is looked up in. What is relative there is meant from here,
+            wherever the child begins.
+
     Raises:
-        ValueError: the target is neither a file, nor a module, nor ``module:function``.
+        ValueError, TypeError: as ``read_target``.
     """
+    file, module, function = read_target(target)
     command = [executable, *interpreter_args]
-    if not isinstance(target, str) or target.endswith(".py") or "/" in target:
-        path_of_file = os.fspath(target)
+    if file is not None:
         # Not an option of the interpreter, whatever the file is called.
-        prefix = "./" if path_of_file.startswith("-") else ""
-        return [*command, prefix + path_of_file, *args]
-    module, colon, function = target.partition(":")
-    names = [*module.split("."), *([function] if colon else [])]
-    if not all(name.isidentifier() for name in names):
-        raise ValueError(
-            f"{target!r} is no target: give the path of a .py file, a dotted module,"
-            " or 'module:function'"
-        )
-    if not colon:
+        prefix = "./" if file.startswith("-") else ""
+        return [*command, prefix + file, *args]
+    if not function:
         return [*command, "-m", module, *args]
-    if module == "__main__":
-        raise ValueError("a function of __main__ cannot be imported elsewhere: move it to a module")
+    # A terminal's Ctrl-C ends a child that is still being imported without a traceback; then
+    # `run` sets it right.
     program = (
-        f"import sys; sys.path[:] = {list(path)!r};"
-        f" from handleipc.asyncio.target import run; run({module!r}, {function!r})"
+        "import signal, sys\n"
+        "if signal.getsignal(signal.SIGINT) is signal.default_int_handler:\n"
+        "    signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        f"sys.path[:] = {list(map(_from_here, path))!r}\n"
+        "from handleipc.asyncio.target import run\n"
+        f"run({module!r}, {function!r})"
     )
     return [*command, "-c", program, *args]
+
+
+def _from_here(entry: str) -> str:
+    # What does not exist is no directory, but perhaps the name by which an import hook knows its
+    # entry (setuptools' editable installs have such).
+    try:
+        return os.path.abspath(entry) if not entry or os.path.exists(entry) else entry
+    except OSError:
+        return entry  # the current directory is gone, and so is what was in it
+
+
+FORK_MARKER = "--handleipc-fork"
+
+
+def frozen_command(
+    target: str | os.PathLike[str], args: Sequence[str], executable: str
+) -> list[str]:
+    """Return the command line that has a frozen program run ``target``, in ``freeze_support()``.
+
+    Raises:
+        ValueError, TypeError: as ``read_target``.
+    """
+    file, module, function = read_target(target)
+    if file is None:
+        text = f"{module}:{function}" if function else module
+    else:
+        text = file if file.endswith(".py") or "/" in file else f"./{file}"
+    return [executable, FORK_MARKER, text, *args]

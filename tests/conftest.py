@@ -67,10 +67,11 @@ def nothing_leaks() -> Iterator[None]:
         pytest.fail(f"descriptors leaked: new {new}, gone {gone}")
     with pytest.raises(ChildProcessError):
         # Any child left, dead or alive, would be found here. Reapers may need a moment.
-        deadline = time.monotonic() + 5
-        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        deadline = time.monotonic() + 10
+        while True:
+            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if time.monotonic() > deadline:
-                pytest.fail("a child process was left running")
+                pytest.fail(f"a child process was left {'unreaped' if dead else 'running'}")
             time.sleep(0.01)
 
 

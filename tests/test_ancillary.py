@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -22,6 +24,8 @@ from handleipc.ancillary import (
     close_received,
     descriptor_kind,
     exit_with_parent,
+    inherits_signals,
+    reset_signals,
     send_with_fds,
 )
 from handleipc.exceptions import LineTooLong
@@ -429,6 +433,40 @@ def test_exit_with_parent_asks_the_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     assert codes == []
     exit_with_parent(0, os.getpid())
     assert codes == [1]
+
+
+# -- signals -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signals_come_back() -> Iterator[None]:
+    """Whatever the test does to signals, afterwards they are as they were."""
+    enabled = faulthandler.is_enabled()
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    for number, handler in handlers.items():
+        if handler is not None and number not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    if enabled:
+        faulthandler.disable()
+        faulthandler.enable(file=sys.__stderr__)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGRTMAX])
+def test_signals(signals_come_back: None, number: signal.Signals) -> None:
+    """Blocked and ignored signals are seen, and neither is left after the reset."""
+    reset_signals()
+    assert not inherits_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    assert inherits_signals()
+    reset_signals()
+    assert not inherits_signals()
+    signal.signal(number, signal.SIG_IGN)
+    assert inherits_signals()
+    reset_signals()
+    assert not inherits_signals()
 
 
 # -- Acceptor ------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 
@@ -82,6 +85,48 @@ def test_doctor_says_what_a_bug_report_needs() -> None:
     for row in ("handleipc", "python", "platform", "C core", "descriptors", "pidfd", "node"):
         assert re.search(rf"^{row}\s+\S", result.stdout, re.MULTILINE), row
     assert "works" in result.stdout
+
+
+def test_doctor_names_a_channel() -> None:
+    """A channel is told from variables that leaked here."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.set_inheritable(True)
+        number = str(theirs.fileno())
+        command = [sys.executable, "-m", "handleipc", "doctor"]
+        for passed, words in ((True, "found at import: "), (False, "none, but stale variables: ")):
+            done = subprocess.run(
+                command,
+                env={**os.environ, "NODE_CHANNEL_FD": number},
+                pass_fds=[theirs.fileno()] if passed else [],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert re.search(rf"^channel\s+{words}.*NODE_CHANNEL_FD={number}", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("options", [[], ["--node"]])
+def test_demo_ends_quietly_at_ctrl_c(options: list[str]) -> None:
+    """Ctrl-C, which a terminal sends to parent and child, ends both without a traceback."""
+    if options and shutil.which("node") is None:
+        pytest.skip("no node in PATH")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "handleipc", "demo", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with process:
+        assert process.stdout is not None
+        while "curl" not in process.stdout.readline():
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.strip(), err) == (0, "", "")
 
 
 def test_version() -> None:

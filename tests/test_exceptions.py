@@ -85,6 +85,7 @@ def test_bases_of_the_standard_library(kind: type[Exception], base: type[Excepti
         (3, None, "the child process exited with code 3"),
         (0, None, "the child process exited with code 0"),
         (None, 9, "the child process was ended by signal 9"),
+        (None, None, "the child process ended (exit status unknown)"),
     ],
 )
 def test_worker_exited(code: int | None, signal: int | None, text: str) -> None:

@@ -15,8 +15,8 @@ CONTRACT = """
     Channel ChannelBroken ChannelBusy ChannelClosed ChannelFull Child Connection Conversion
     DescriptorReleased FileDescriptor HandleError HandleIPCError HandleNotDelivered Limits
     LineTooLong LocalProtocolError MalformedEnvelope MessageNotSerializable Native NoChannel
-    ProtocolError RemoteProtocolError Server UnsupportedHandle WorkerExited __version__ fork listen
-    listen_unix parent register spawn
+    ProtocolError RemoteProtocolError Server UnsupportedHandle WorkerExited __version__ fork
+    freeze_support listen listen_unix parent register spawn
 """.split()
 
 

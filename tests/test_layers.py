@@ -17,7 +17,7 @@ if not PACKAGE.exists():  # the tests of an installed wheel
 
 LAYERS = [
     {"exceptions", "typing", "limits", "texts"},
-    {"framing", "system", "ownership"},
+    {"framing", "system", "ownership", "environment"},
     {"ancillary", "codec", "deliveries", "grants", "answers", "receiving"},
     {"envelope", "addresses", "fds", "pairing", "holes"},
     {"pending"},
@@ -35,8 +35,11 @@ LAYERS = [
         "asyncio.hangups",
         "asyncio.lingering",
         "asyncio.logs",
+        "asyncio.pipes",
         "asyncio.posting",
+        "asyncio.reaping",
         "asyncio.socketpath",
+        "asyncio.starting",
         "asyncio.waiters",
     },
     {"asyncio.attachment", "asyncio.connection"},
@@ -56,7 +59,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PURE = {name for names in LAYERS[:12] for name in names}
 PURE_FILES = [str(Path("handleipc") / f"{name}.py") for name in sorted(PURE)]
 FORBIDDEN_WHEN_PURE = {"asyncio", "select", "selectors", "threading", "subprocess"}
-MAY_BUILD_SOCKETS = {"addresses", "connection", "conversions", "spawn"}
+MAY_BUILD_SOCKETS = {"addresses", "connection", "conversions", "environment", "spawn"}
 MAY_KNOW_TIME = {"system"}
 MAY_SEE_THE_CORE = {"framing", "ancillary", "cli"}
 

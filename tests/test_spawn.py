@@ -15,10 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handleipc.envelope import VERSION
+from handleipc.environment import Taken
 from handleipc.exceptions import NoChannel
 from handleipc.limits import Limits
 from handleipc.protocol import Invitation
-from handleipc.spawn import adopt, child_environment, python_command, socket_cookie
+from handleipc.spawn import (
+    FORK_MARKER,
+    adopt,
+    child_environment,
+    frozen_command,
+    python_command,
+    read_target,
+    socket_cookie,
+)
 
 FD = "NODE_CHANNEL_FD"
 MODE = "NODE_CHANNEL_SERIALIZATION_MODE"
@@ -201,6 +210,27 @@ def test_adopt_of_connected_internet_socket(kind: socket.SocketKind) -> None:
         client.connect(server.getsockname())
         with inherited(client) as fd:
             assert "not a connected Unix stream socket" in refused({FD: str(fd)})
+
+
+@pytest.mark.parametrize("mode", ["json", "advanced"])
+def test_adopt_what_was_found_at_import(
+    channel: Channel, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found before anybody asked is adopted, or refused at each call with its reason."""
+    fd, parent = channel
+    early = Taken()
+    early.take_early({FD: str(fd), MODE: mode})
+    monkeypatch.setitem(adopt.__globals__, "taken", early)
+    if mode == "json":
+        with adopt({}).sock as sock:
+            assert (sock.fileno(), os.get_blocking(fd)) == (fd, False)
+            parent.send(b"hello")
+            assert sock.recv(10) == b"hello"
+        return
+    for _ in range(2):
+        with pytest.raises(NoChannel, match="serialization 'advanced'"):
+            adopt({})
+    os.close(fd)
 
 
 # -- adopt: the invitation -----------------------------------------------------------------------
@@ -386,6 +416,84 @@ def test_python_command_of_function_in_main() -> None:
 def test_python_command_of_file_that_looks_like_an_option(target: str) -> None:
     """The name of a file is never taken for an option of the interpreter."""
     assert not python_command(target, [], "python", [], [])[-1].startswith("-")
+
+
+def test_path_is_meant_from_here(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is relative in the path is made absolute; what names no directory stays as it is."""
+    (tmp_path / "lib").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = ["", "lib", "/abs", "__editable__.finder.__path_hook__"]
+    command = python_command("m:f", [], "python", [], path)
+    expected = [str(tmp_path), str(tmp_path / "lib"), *path[2:]]
+    assert f"sys.path[:] = {expected!r}" in command[2]
+
+
+def test_path_without_a_current_directory(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a directory that is gone there is nothing to be found, and that is no error."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "sys.path[:] = ['']" in python_command("m:f", [], "python", [], [""])[2]
+
+
+def in_a_module() -> None:
+    pass
+
+
+in_main = type(in_a_module)(in_a_module.__code__, {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (in_a_module, "'tests.test_spawn:in_a_module', not the object"),
+        (
+            in_main,
+            "'module:in_a_module' (a function of __main__ cannot be imported elsewhere: move",
+        ),
+        (lambda: None, "'module:function' (of one at the top of a module, which this is not)"),
+        (pathlib.Path, ":Path'"),
+    ],
+)
+def test_function_as_target(function: object, text: str) -> None:
+    """Who gives a function itself is told what to give instead."""
+    with pytest.raises(TypeError) as caught:
+        read_target(function)  # type: ignore[arg-type]
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("target", [7, None, ["child.py"], b"child.py", object()])
+def test_target_of_another_type(target: object) -> None:
+    """Anything else that is no text and no path is refused with what to give."""
+    with pytest.raises(TypeError, match="give the path of a .py file, a dotted module, or"):
+        read_target(target)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("child.py", "child.py"),
+        ("dir/child", "dir/child"),
+        (pathlib.PurePath("child"), "./child"),
+        (pathlib.PurePath("-c.py"), "-c.py"),
+        ("package.module", "package.module"),
+        ("package.module:function", "package.module:function"),
+    ],
+)
+def test_frozen_command(target: str | os.PathLike[str], text: str) -> None:
+    """A frozen program is started again, and told by its first arguments what to run."""
+    assert frozen_command(target, ["a"], "app") == ["app", FORK_MARKER, text, "a"]
+    again = read_target(text)
+    assert again[1:] == read_target(target)[1:]
+    assert (again.file is None) == (read_target(target).file is None)
+
+
+def test_frozen_command_of_no_target() -> None:
+    """It is refused as ever."""
+    with pytest.raises(ValueError, match="is no target"):
+        frozen_command("a b", [], "app")
 
 
 def test_adopt_in_a_real_child() -> None:

@@ -1,7 +1,7 @@
 """``fork`` and ``spawn`` start a child with a channel; ``parent`` is the other end of it.
 
-One start path on every event loop: ``subprocess.Popen``, and the exit seen through a pidfd (a
-thread where there is none). Never ``loop.subprocess_exec``: uvloop's leaks inheritable descriptors.
+How a process starts is ``starting``'s, and how its exit is taken ``reaping``'s: it is seen through
+a pidfd, or by a thread where there is none.
 """
 
 from __future__ import annotations
@@ -9,49 +9,39 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import fcntl
-import functools
 import os
 import signal as signals
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import IO, Any, ClassVar, TypedDict, Unpack
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import IO, ClassVar, NamedTuple, Unpack
 
-from handleipc.ancillary import exit_with_parent as die_with_parent
 from handleipc.asyncio.channel import Channel
+from handleipc.asyncio.pipes import open_reader, open_writer, to_the_end
+from handleipc.asyncio.reaping import Process
+from handleipc.asyncio.starting import (
+    Options,
+    StdIO,
+    channel_pair,
+    check,
+    check_limits,
+    fork_command,
+    refuse_descriptors,
+    start,
+)
 from handleipc.exceptions import ChannelBusy, LocalProtocolError, WorkerExited
 from handleipc.limits import Limits
-from handleipc.spawn import adopt, child_environment, python_command, socket_cookie
+from handleipc.spawn import (
+    adopt,
+    child_environment,
+    socket_cookie,
+)
 
 __all__ = ["Child", "Options", "fork", "parent", "spawn"]
 
 PIPE = subprocess.PIPE
-StdIO = int | IO[Any] | None
-
-# asm-generic/socket.h, Linux 6.16: a receiver that sets it to 0 makes the sender's sendmsg with
-# descriptors fail with EPERM.
-_SO_PASSRIGHTS = 83
-
-
-class Options(TypedDict, total=False):
-    """What ``fork`` and ``spawn`` both take; see ``spawn``."""
-
-    env: Mapping[str, str] | None
-    cwd: str | os.PathLike[str] | None
-    stdin: StdIO
-    stdout: StdIO
-    stderr: StdIO
-    serialization: str
-    channel_fd: int | None
-    limits: Limits | None
-    accept_handles: bool
-    dialect: str | None
-    exit_with_parent: bool
 
 
 class Child(Channel):
@@ -77,19 +67,22 @@ class Child(Channel):
         self,
         sock: socket.socket,
         limits: Limits,
-        process: subprocess.Popen[bytes],
+        process: Process,
         *,
         invited: bool,
         accept_handles: bool,
     ) -> None:
         self._process = process
-        self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._has_reaper = self._exit_told = False
         self._pidfd = -1
         self._pipes: list[asyncio.Future[None]] = []
         self._transports: list[asyncio.BaseTransport] = []
-        self._unopened: list[IO[bytes]] = []
         super().__init__(sock, limits, inviting=invited, accept_handles=accept_handles)
-        self._watch_process()
+        try:
+            self._watch_process()
+        except BaseException:
+            self.abort()
+            raise
 
     @property
     def pid(self) -> int:
@@ -97,9 +90,19 @@ class Child(Channel):
         return self._process.pid
 
     @property
+    def exited(self) -> bool:
+        """Whether the process has ended, as far as is known here."""
+        if not self._process.ended and self._loop.is_closed():
+            self._process.reap(self._pidfd)  # nobody watches it any more
+        return self._process.ended
+
+    @property
     def returncode(self) -> int | None:
-        """The exit code, minus the signal's number if a signal ended it, None while it runs."""
-        return self._exited.result() if self._exited.done() else None
+        """The exit code, or minus the signal's number if a signal ended it.
+
+        None while it runs, and if its exit was not seen: ``exited`` tells these apart.
+        """
+        return self._process.end.result() if self.exited else None
 
     @property
     def exit_code(self) -> int | None:
@@ -113,17 +116,21 @@ class Child(Channel):
         code = self.returncode
         return -code if code is not None and code < 0 else None
 
-    async def wait(self) -> int:
+    async def wait(self) -> int | None:
         """Wait until the process has ended, and return ``returncode``.
 
-        The channel and piped stdio may have more to read.
+        None means that its exit was not seen, and nobody can tell how it ended: this process
+        ignores SIGCHLD, or other code in it waited for the child. The channel and piped stdio may
+        have more to read. Any event loop may wait, also after the child's own has ended.
         """
-        return await asyncio.shield(self._exited)
+        if not self.exited and self._loop is not asyncio.get_running_loop():
+            # Its own loop may never run again, so a thread has to see it.
+            self._reap_in_thread(notify=True)
+        return await asyncio.wrap_future(self._process.end)
 
     def kill(self, sig: int = signals.SIGTERM) -> None:
         """Send a signal (SIGTERM). The channel is not touched; nothing happens after the exit."""
-        if not self._exited.done():
-            self._process.send_signal(sig)
+        self._process.send_signal(sig, self._pidfd)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -136,36 +143,41 @@ class Child(Channel):
 
     def _watch_process(self) -> None:
         try:
-            self._pidfd = os.pidfd_open(self._process.pid)
-        except (AttributeError, OSError):
-            # No pidfd on this system, or none free: a thread waits.
-            self._reap_in_thread(notify=True)
-        else:
+            self._pidfd = os.pidfd_open(self.pid)
             self._loop.add_reader(self._pidfd, self._on_exit)
+        except (AttributeError, OSError):
+            # No pidfd on this system, none free, none of a process that somebody has reaped
+            # already, or no room to watch it: a thread waits.
+            self._close_pidfd()
+            self._reap_in_thread(notify=True)
 
     def _reap_in_thread(self, *, notify: bool) -> None:
-        loop, process, on_exit = self._loop, self._process, self._on_exit
+        if self._has_reaper:
+            return
+        self._has_reaper = True
+        loop, on_exit = self._loop, self._on_exit
 
-        def wait() -> None:
-            process.wait()
-            if notify:
-                with contextlib.suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(on_exit)
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(on_exit)
 
-        threading.Thread(target=wait, name="handleipc-reaper", daemon=True).start()
+        self._process.reap_in_thread(tell if notify else None)
 
     def _forget_pidfd(self) -> None:
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
+            self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
 
     def _on_exit(self) -> None:
-        code = self._process.poll()
-        if code is None:
+        if self._exit_told or not self._process.reap(self._pidfd):
             return  # readable for another reason, such as a debugger
+        self._exit_told = True
         self._forget_pidfd()
-        self._exited.set_result(code)
         # What the process left in the socket is read. Its EOF is not waited for: a grandchild may
         # hold the other end open.
         exited = WorkerExited(self.exit_code, self.signal, opened=self._protocol.peer.was_opened)
@@ -189,9 +201,10 @@ class Child(Channel):
             self._end(LocalProtocolError("the event loop has ended"))
         for transport in self._transports:
             transport.close()
-        if not self._exited.done():
-            self._forget_pidfd()
-            if self._process.poll() is None:
+        ended = self._process.reap(self._pidfd)
+        self._forget_pidfd()
+        if not ended:
+            with contextlib.suppress(RuntimeError):  # the interpreter ends, and all its threads
                 self._reap_in_thread(notify=False)
 
     def _dismiss_keeper(self) -> None:
@@ -203,85 +216,26 @@ class Child(Channel):
         self.abort()
         for transport in self._transports:
             transport.close()
-        # Transports close what they took over.
-        for pipe in self._unopened:
-            with contextlib.suppress(OSError):
-                pipe.close()
+        self._process.close_pipes()  # those that no transport took over
 
     # -- piped stdio -----------------------------------------------------------------------------
 
     async def _open_pipes(self) -> None:
         process = self._process
-        pipes = (process.stdin, process.stdout, process.stderr)
-        self._unopened = [pipe for pipe in pipes if pipe is not None]
         if process.stdin is not None:
-            self.stdin = await self._open_writer(process.stdin)
-        if process.stdout is not None:
-            self.stdout = await self._open_reader(process.stdout)
-        if process.stderr is not None:
-            self.stderr = await self._open_reader(process.stderr)
+            transport, self.stdin = await open_writer(process.stdin)
+            self._opened(process.stdin, transport)
+        for name in ("stdout", "stderr"):
+            pipe = getattr(process, name)
+            if pipe is not None:
+                transport, reader, ended = await open_reader(pipe)
+                setattr(self, name, reader)
+                self._pipes.append(ended)
+                self._opened(pipe, transport)
 
-    async def _open_writer(self, pipe: IO[bytes]) -> asyncio.StreamWriter:
-        loop = self._loop
-        reader = asyncio.StreamReader(loop=loop)
-        transport, protocol = await loop.connect_write_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader, loop=loop), pipe
-        )
+    def _opened(self, pipe: IO[bytes], transport: asyncio.BaseTransport) -> None:
         self._transports.append(transport)
-        self._unopened.remove(pipe)
-        return asyncio.StreamWriter(transport, protocol, reader, loop)
-
-    async def _open_reader(self, pipe: IO[bytes]) -> asyncio.StreamReader:
-        loop = self._loop
-        reader = asyncio.StreamReader(loop=loop)
-        closed = loop.create_future()
-        protocol = _PipeProtocol(reader, loop, closed)
-        transport, _ = await loop.connect_read_pipe(lambda: protocol, pipe)
-        self._transports.append(transport)
-        self._unopened.remove(pipe)
-        self._pipes.append(closed)
-        return reader
-
-
-class _PipeProtocol(asyncio.StreamReaderProtocol):
-    """A reader's protocol that also tells when the pipe has ended."""
-
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        loop: asyncio.AbstractEventLoop,
-        closed: asyncio.Future[None],
-    ) -> None:
-        super().__init__(reader, loop=loop)
-        self._pipe_closed = closed
-
-    def eof_received(self) -> bool:
-        """Let the transport close itself: uvloop would keep it for the sake of a half-close."""
-        super().eof_received()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the reader, and who waits for the pipe."""
-        super().connection_lost(exc)
-        if not self._pipe_closed.done():
-            self._pipe_closed.set_result(None)
-
-
-async def _to_the_end(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await something short that must not be cancelled half way, then pass the cancellation on.
-
-    uvloop closes the descriptor of a pipe whose connecting is cancelled under the pipe's object.
-    """
-    task = asyncio.ensure_future(coroutine)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()
+        self._process.pipes.remove(pipe)
 
 
 async def spawn(
@@ -297,6 +251,13 @@ async def spawn(
     accept_handles: bool = True,
     dialect: str | None = None,
     exit_with_parent: bool = False,
+    start_new_session: bool = False,
+    process_group: int | None = None,
+    user: str | int | None = None,
+    group: str | int | None = None,
+    extra_groups: Iterable[str | int] | None = None,
+    umask: int = -1,
+    pass_fds: Sequence[int] = (),
 ) -> Child:
     """Start any program that speaks the channel: Node, Python, another language.
 
@@ -318,112 +279,75 @@ async def spawn(
             if the child does.
         exit_with_parent: have the kernel kill the child when this process ends, even if it is
             blocked (Linux). Without it a child sees ``disconnect`` and ends when it likes.
+        start_new_session, process_group, user, group, extra_groups, umask, pass_fds: as
+            ``subprocess.Popen`` has them. A terminal's Ctrl-C, and a signal to this process's
+            group, reach a child in a session or group of its own (``process_group=0``) no more.
+
+    The child begins with no signal ignored or blocked, whatever this process does about its own.
 
     Raises:
         FileNotFoundError, PermissionError: the program cannot be started.
         ValueError: an option makes no sense.
-        TypeError: no program was named.
+        TypeError: no program was named, or an option is not what it should be.
+        OSError: a descriptor of ``pass_fds`` is not open, or the system has no room for more.
     """
     if not argv:
         raise TypeError("spawn() needs the program to start")
+    if isinstance(argv[0], list | tuple):
+        raise TypeError("give the program and its arguments one by one: spawn('node', 'x.js')")
     if serialization != "json":
         raise ValueError(f"serialization={serialization!r} is not supported yet: use 'json'")
     if dialect not in (None, "node"):
         raise ValueError(f"dialect={dialect!r}: give 'node', or None to let both ends agree")
+    popen_options = {
+        "cwd": cwd,
+        "stdin": stdin,
+        "stdout": stdout,
+        "stderr": stderr,
+        "start_new_session": start_new_session,
+        "process_group": process_group,
+        "user": user,
+        "group": group,
+        "extra_groups": extra_groups,
+        "umask": umask,
+        "pass_fds": pass_fds,
+    }
+    check(limits, popen_options)
     limits = limits or Limits()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours, theirs = channel_pair()
     child: Child | None = None
+    process: Process | None = None
     try:
-        if not accept_handles:
-            with contextlib.suppress(OSError):  # an older kernel: refused on receipt instead
-                ours.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
         with theirs:
+            if not accept_handles:
+                refuse_descriptors(ours)
             invite = socket_cookie(theirs) if dialect is None else None
-            start = partial(
-                _start,
+            popen = start(
                 [os.fspath(arg) for arg in argv],
                 theirs,
                 channel_fd,
                 lambda fd: child_environment(
                     dict(os.environ if env is None else env), fd, limits, invite
                 ),
-                {"cwd": cwd, "stdin": stdin, "stdout": stdout, "stderr": stderr},
+                popen_options,
                 exit_with_parent=exit_with_parent,
             )
-            # The kernel's notice follows the thread that forks: one that lives as long as we do.
-            process = _starter().submit(start).result() if exit_with_parent else start()
+            process = Process(popen)
         child = Child(
             ours, limits, process, invited=invite is not None, accept_handles=accept_handles
         )
         if PIPE in (stdin, stdout, stderr):
-            await _to_the_end(child._open_pipes())
+            await to_the_end(child._open_pipes())
     except BaseException:
         # Cancelled or failed half way: nothing of the child stays.
-        if child is None:
-            ours.close()
-        else:
+        if child is not None:
             child.give_up()
+        else:
+            ours.close()
+            if process is not None:
+                process.give_up()
         raise
     return child
-
-
-def _start(
-    argv: list[str],
-    theirs: socket.socket,
-    channel_fd: int | None,
-    environment: Callable[[int], dict[str, str]],
-    options: dict[str, Any],
-    *,
-    exit_with_parent: bool,
-) -> subprocess.Popen[bytes]:
-    """Run the program with the socket at the wanted number."""
-    in_child: list[Callable[[], object]] = []
-    if exit_with_parent:
-        in_child.append(partial(die_with_parent, signals.SIGKILL, os.getpid()))
-    if channel_fd is None:
-        fd = theirs.fileno()
-        return _popen(argv, environment(fd), (fd,), options, in_child)
-    if channel_fd < 0:
-        raise ValueError(f"channel_fd={channel_fd} is no descriptor number")
-    env = environment(channel_fd)
-    if channel_fd <= 2:
-        name = ("stdin", "stdout", "stderr")[channel_fd]
-        if options[name] is not None:
-            raise ValueError(f"channel_fd={channel_fd} takes the place of {name}=, which is given")
-        return _popen(argv, env, (), {**options, name: theirs}, in_child)
-    slot = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, channel_fd)
-    try:
-        if slot == channel_fd:
-            return _popen(argv, env, (slot,), options, in_child)
-        # This process uses the number itself, so it is not the one of Popen's error pipe either,
-        # and may be replaced in the child. (Were it free, it could be: hence the other way above.)
-        in_child.append(partial(os.dup2, slot, channel_fd))
-        return _popen(argv, env, (channel_fd,), options, in_child)
-    finally:
-        os.close(slot)
-
-
-def _popen(
-    argv: list[str],
-    env: dict[str, str],
-    pass_fds: tuple[int, ...],
-    options: dict[str, Any],
-    in_child: list[Callable[[], object]],
-) -> subprocess.Popen[bytes]:
-    # Python code between fork and exec only where it cannot be helped: it rules vfork out.
-    if in_child:
-        options = {**options, "preexec_fn": partial(_call_all, in_child)}
-    return subprocess.Popen(argv, env=env, pass_fds=pass_fds, bufsize=0, **options)
-
-
-def _call_all(functions: list[Callable[[], object]]) -> None:
-    for function in functions:
-        function()
-
-
-@functools.cache
-def _starter() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="handleipc-starter")
 
 
 async def fork(
@@ -445,36 +369,94 @@ async def fork(
         interpreter_args: its options, before the target.
         options: as for ``spawn``.
 
+    A program that was frozen into an executable calls ``freeze_support()`` first, or names an
+    interpreter.
+
     Raises:
         FileNotFoundError, PermissionError: the interpreter cannot be started.
-        ValueError: the target or an option makes no sense.
+        ValueError, TypeError: the target or an option makes no sense.
+        RuntimeError: this program is frozen and did not call ``freeze_support()``, or it is
+            embedded in another, and no interpreter is named.
     """
-    command = python_command(target, args, executable or sys.executable, interpreter_args, sys.path)
+    command = fork_command(target, args, executable, interpreter_args)
     return await spawn(*command, **options)
 
 
-_parent: Channel | None = None
+class _Parent(NamedTuple):
+    """The channel to the parent, in the process that adopted it."""
+
+    channel: Channel
+    accept_handles: bool
+    before: _Parent | None
+    """What this one was forked with (fork(2)): not its own, and never collected."""
+    pid: int
 
 
-async def parent() -> Channel:
+_parent: _Parent | None = None
+
+
+async def parent(*, limits: Limits | None = None, accept_handles: bool = True) -> Channel:
     """Return the channel to the process that started this one.
 
-    The first call adopts the descriptor that NODE_CHANNEL_FD names and removes the variables;
-    later calls return the same object. A channel whose loop was closed moves to the running one.
+    The first call adopts the descriptor that NODE_CHANNEL_FD names: what it named when handleipc
+    was imported, or what it names now. Later calls return the same object. A channel whose loop was
+    closed moves to the running one.
+
+    Ctrl-C reaches every process of a terminal. From here on it ends this one as ever, but without a
+    traceback, unless ``sys.excepthook`` is the program's own or Python is in its development mode.
+
+    Args:
+        limits: the bounds of this end; None for the defaults, or for those of the first call.
+        accept_handles: False refuses descriptors from the parent, as ``spawn`` does.
 
     Raises:
-        NoChannel: this process was started without one, or what is named is not a channel.
+        NoChannel: this process was started without one, what is named is not a channel, or this
+            process is a forked copy (fork(2)) of the one that it belongs to.
         ChannelBusy: another event loop that still runs has it.
+        ValueError: an earlier call gave other options.
+        TypeError: ``limits`` is none.
     """
     global _parent
-    if _parent is None:
-        found = adopt(os.environ)
-        _parent = Channel(found.sock, Limits(), invited_by=found.invited_by)
-        # A program may end with its channel open, between two loops or for good.
-        atexit.register(found.sock.close)
-    elif _parent._loop is not asyncio.get_running_loop():
-        if not _parent._loop.is_closed():
+    check_limits(limits)
+    if _parent is None or _parent.pid != os.getpid():
+        _parent = _Parent(
+            _adopt(limits or Limits(), accept_handles), accept_handles, _parent, os.getpid()
+        )
+        return _parent.channel
+    channel = _parent.channel
+    if limits not in (None, channel._limits) or (_parent.accept_handles and not accept_handles):
+        raise ValueError(
+            "parent() was called before with other options, and there is one channel: give limits="
+            " and accept_handles= at the first call"
+        )
+    if channel._loop is not asyncio.get_running_loop():
+        if not channel._loop.is_closed():
             raise ChannelBusy("another event loop, which is not closed, has this channel")
-        if not _parent._is_closed:
-            _parent._attach()
-    return _parent
+        if not channel._is_closed:
+            channel._attach()
+    return channel
+
+
+def _adopt(limits: Limits, accept_handles: bool) -> Channel:
+    found = adopt(os.environ)
+    if not accept_handles:
+        refuse_descriptors(found.sock)
+    channel = Channel(
+        found.sock, limits, invited_by=found.invited_by, accept_handles=accept_handles
+    )
+    if sys.excepthook is sys.__excepthook__ and not sys.flags.dev_mode:
+        sys.excepthook = _show_unless_interrupted
+    # A program may end with its channel open, between two loops or for good.
+    atexit.register(found.sock.close)
+    return channel
+
+
+def _show_unless_interrupted(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
+    """Show an exception that nobody caught, but not Ctrl-C, which every process of a terminal gets.
+
+    One that has a parent ends of it as ever (the parent sees SIGINT), without a word.
+    """
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, where)

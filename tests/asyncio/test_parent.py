@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import handleipc
-from handleipc import ChannelBusy, NoChannel
+from handleipc import ChannelBusy, Limits, NoChannel
 from handleipc.asyncio import process
 
 
@@ -21,6 +21,7 @@ from handleipc.asyncio import process
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that has not asked for its channel yet."""
     monkeypatch.setattr(process, "_parent", None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # adopting a channel changes it
     for name in list(os.environ):
         if name.startswith(("NODE_CHANNEL_", "HANDLEIPC_")):
             monkeypatch.delenv(name)
@@ -306,3 +307,143 @@ async def test_grandchild_is_told_nothing(program) -> None:
     )
     assert await child.recv() == ("no channel\n", None)
     assert await child.wait() == 0
+
+
+async def test_programs_that_run_before_parent(program) -> None:
+    """What a child runs before it asks for its channel knows nothing of it: no name, no number."""
+    child = await handleipc.fork(
+        program(
+            "child.py",
+            """
+            import asyncio, os, subprocess, sys
+            import handleipc
+
+            said = subprocess.run(
+                [sys.executable, "grandchild.py"], capture_output=True, text=True
+            ).stdout
+            by_shell = os.popen(f"{sys.executable} grandchild.py").read()
+
+            async def main():
+                parent = await handleipc.parent()
+                await parent.send([said, by_shell])
+                async for message, _ in parent:
+                    await parent.send(message)
+
+            asyncio.run(main())
+            """,
+        ),
+        cwd=program("grandchild.py", STALE).parent,
+    )
+    await child.send("for the child alone")
+    assert await child.recv() == (["no channel\n", "no channel\n"], None)
+    assert await child.recv() == ("for the child alone", None)
+    assert child.dialect == "native"
+    child.disconnect()
+    assert await child.wait() == 0
+
+
+FORKED = """
+import asyncio, os, socket, sys
+import handleipc
+
+async def ask(where):
+    try:
+        channel = await handleipc.parent()
+    except handleipc.NoChannel as error:
+        return [where, str(error)]
+    await channel.send(where)
+    channel.disconnect()
+    await channel.wait_disconnected()
+    return [where, "has it"]
+
+def in_a_copy(where, **environment):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.environ.update(environment)
+        os.write(writing, "|".join(asyncio.run(ask(where))).encode())
+        os._exit(0)
+    os.close(writing)
+    os.wait()
+    with open(reading) as file:
+        return file.read().split("|")
+
+async def main(*before):
+    parent = await handleipc.parent()
+    await parent.send([os.getpid(), *before, *after])
+    async for message, _ in parent:
+        await parent.send(message)
+
+number = int(handleipc.environment.found["NODE_CHANNEL_FD"])
+ours, theirs = socket.socketpair()
+theirs.set_inheritable(True)
+before = in_a_copy("before")
+own = in_a_copy("own", NODE_CHANNEL_FD=str(theirs.fileno()))
+own.append(ours.recv(100).decode())
+after = []
+if "adopted" in sys.argv:
+    async def adopt():
+        await handleipc.parent()
+    asyncio.run(adopt())
+    after = [in_a_copy("after")]
+asyncio.run(main(before, own))
+"""
+
+
+@pytest.mark.parametrize("when", ["found", "adopted"])
+async def test_forked_copies_have_no_channel(program, when: str) -> None:
+    """A copy made by fork(2), before or after, is told whose the channel is; or has its own."""
+    child = await handleipc.fork(program("child.py", FORKED), when)
+    (pid, before, own, *after), _ = await child.recv()
+    assert pid == child.pid
+    for where, reason in (before, *after):
+        assert where in ("before", "after")
+        assert f"from process {pid}" in reason
+    assert own == ["own", "has it", '"own"\n']
+    assert len(after) == (when == "adopted")
+    await child.send("still there")
+    assert await child.recv() == ("still there", None)
+    child.disconnect()
+    assert await child.wait() == 0
+
+
+# -- options -------------------------------------------------------------------------------------
+
+
+async def test_limits(inherited) -> None:
+    """``limits=`` bounds this end of the channel."""
+    _, theirs = inherited
+    channel = await handleipc.parent(limits=Limits(queued_handles=0))
+    sock, other = socket.socketpair()
+    with sock, other, pytest.raises(handleipc.ChannelFull):
+        channel.send_nowait("x", sock)
+    _end(channel, theirs)
+
+
+async def test_handles_not_accepted(inherited) -> None:
+    """``accept_handles=False``: a descriptor of the parent does not reach the application."""
+    ours, theirs = inherited
+    channel = await handleipc.parent(accept_handles=False)
+    channel.on("error", lambda error: None)
+    line = b'{"cmd":"NODE_HANDLE","type":"net.Native","msg":"handle"}\n"after"\n'
+    try:
+        with open(os.devnull) as file:
+            socket.send_fds(ours, [line], [file.fileno()])
+    except PermissionError:  # SO_PASSRIGHTS: the kernel itself refuses
+        ours.send(b'"after"\n')
+    assert await channel.recv() == ("after", None)
+    _end(channel, theirs)
+
+
+async def test_options_of_a_second_call(inherited) -> None:
+    """A later call may leave the options out or repeat them; others are ``ValueError``."""
+    _, theirs = inherited
+    limits = Limits(line=1000)
+    channel = await handleipc.parent(limits=limits)
+    assert await handleipc.parent() is channel
+    assert await handleipc.parent(limits=Limits(line=1000)) is channel
+    for options in ({"limits": Limits()}, {"accept_handles": False}):
+        with pytest.raises(ValueError, match="first call"):
+            await handleipc.parent(**options)
+    with pytest.raises(TypeError, match=r"limits=7.*Limits\("):
+        await handleipc.parent(limits=7)
+    _end(channel, theirs)

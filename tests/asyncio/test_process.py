@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -35,7 +37,7 @@ REPORT = """
 
     listed = [int(n) for n in os.listdir("/proc/self/fd")]
     fds = sorted(n for n in listed if os.path.exists(f"/proc/self/fd/{n}"))
-    channel = int(os.environ["NODE_CHANNEL_FD"])
+    channel = int(handleipc.environment.found["NODE_CHANNEL_FD"])
 
     async def main():
         parent = await handleipc.parent()
@@ -326,7 +328,7 @@ async def test_grandchild_does_not_delay_the_exit() -> None:
     code = """
 import asyncio, os, sys, subprocess
 import handleipc
-fd = int(os.environ["NODE_CHANNEL_FD"])
+fd = int(handleipc.environment.found["NODE_CHANNEL_FD"])
 grandchild = subprocess.Popen(
     [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=int(sys.argv[1]), pass_fds=[fd]
 )
@@ -347,6 +349,164 @@ asyncio.run(main())
             assert [m async for m, _ in child] == ["last words"]
             assert await exited.next() == [(5, None)]
             assert await closed.next() == [(5, None)]
+
+
+# -- exits that nobody saw, and who may wait -----------------------------------------------------
+
+
+@pytest.fixture
+def no_sigchld():
+    """As in a daemon that ignores SIGCHLD: the kernel reaps, and tells nobody."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def no_pidfd(*_: Any) -> int:
+    raise OSError(errno.EMFILE, "none free")
+
+
+seen_by = pytest.mark.parametrize("seen_by", ["pidfd", "thread"])
+
+
+def see(seen_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if seen_by == "thread":
+        monkeypatch.setattr(os, "pidfd_open", no_pidfd)
+
+
+async def exit_is_unknown(child: Any, caplog: pytest.LogCaptureFixture) -> None:
+    exited, closed = child.on("exit", Recorder()), child.on("close", Recorder())
+    async with asyncio.timeout(20):
+        assert await child.wait() is None
+    assert await exited.next() == [(None, None)]
+    assert await closed.next() == [(None, None)]
+    assert child.exited
+    assert (child.returncode, child.exit_code, child.signal) == (None, None, None)
+    warnings = [r.getMessage() for r in caplog.records if r.name == "handleipc"]
+    assert len([text for text in warnings if f"process {child.pid} is unknown" in text]) == 1
+    child.kill()  # nobody, whoever has the number now
+
+
+@seen_by
+@pytest.mark.parametrize("argv", [("7",), ("0",)])
+async def test_exit_that_the_kernel_reaped(
+    no_sigchld, caplog, monkeypatch, seen_by: str, argv: tuple[str]
+) -> None:
+    """With SIGCHLD ignored an exit is unknown: never 0, and said once."""
+    see(seen_by, monkeypatch)
+    child = await handleipc.spawn(sys.executable, "-c", EXIT, *argv)
+    assert not child.exited
+    await exit_is_unknown(child, caplog)
+
+
+@seen_by
+async def test_exit_that_somebody_else_reaped(caplog, monkeypatch, seen_by: str) -> None:
+    """So is one that other code of this process waited for."""
+    see(seen_by, monkeypatch)
+    child = await handleipc.spawn(sys.executable, "-c", "import sys; sys.stdin.read()", stdin=-1)
+    child.kill(signal.SIGKILL)
+    try:
+        os.waitpid(child.pid, 0)
+    except ChildProcessError:
+        assert seen_by == "thread"  # that was faster, and saw it
+        assert await child.wait() == -signal.SIGKILL
+    else:
+        await exit_is_unknown(child, caplog)
+    child.stdin.close()
+
+
+async def test_exit_reaped_before_it_was_watched(caplog, monkeypatch) -> None:
+    """And one that was over before this end could look."""
+    real = subprocess.Popen
+
+    def popen(*args: Any, **options: Any) -> Any:
+        process = real(*args, **options)
+        os.waitpid(process.pid, 0)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    child = await handleipc.spawn(sys.executable, "-c", EXIT, "7")
+    await exit_is_unknown(child, caplog)
+
+
+async def test_unknown_exit_in_words(no_sigchld) -> None:
+    """A channel that ended with an unknown exit says so."""
+    child = await handleipc.spawn("sleep", "60")
+    child.kill(signal.SIGKILL)
+    await child.wait()
+    await child.wait_disconnected()
+    assert "exit status unknown" in str(handleipc.WorkerExited(child.exit_code, child.signal))
+
+
+async def test_signal_after_an_exit_that_was_not_seen_yet() -> None:
+    """A signal to a child that has just ended costs its exit status nothing."""
+    child = await handleipc.spawn(sys.executable, "-c", EXIT, "7")
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    child.kill()
+    child.kill(0)
+    assert await child.wait() == 7
+
+
+@seen_by
+def test_wait_in_other_loops(monkeypatch, seen_by: str) -> None:
+    """Any loop may wait for the exit: beside the child's own, or when that has ended."""
+    see(seen_by, monkeypatch)
+
+    async def start() -> Any:
+        return await handleipc.spawn(sys.executable, "-c", "import sys; sys.stdin.read()", stdin=-1)
+
+    async def wait(child: Any) -> Any:
+        async with asyncio.timeout(20):
+            return await child.wait()
+
+    async def beside() -> Any:
+        child = await start()
+        elsewhere = asyncio.create_task(asyncio.to_thread(asyncio.run, wait(child)))
+        await asyncio.sleep(0)
+        child.kill(signal.SIGTERM)
+        codes = [await child.wait(), await elsewhere]
+        child.stdin.close()
+        return codes
+
+    assert asyncio.run(beside()) == [-signal.SIGTERM] * 2
+    child = asyncio.run(start())  # its channel and stdin end with the loop, and so does it
+    assert asyncio.run(wait(child)) == 0
+    assert asyncio.run(wait(child)) == 0
+    assert (child.exited, child.returncode) == (True, 0)
+
+
+def test_wait_for_a_child_of_an_idle_loop() -> None:
+    """The child's own loop need not run for that, nor learn of it before it does."""
+    exited = Recorder()
+
+    async def start() -> Any:
+        child = await handleipc.spawn(sys.executable, "-c", EXIT, "7")
+        child.on("exit", exited)
+        return child
+
+    async def wait(child: Any) -> Any:
+        async with asyncio.timeout(20):
+            return await child.wait()
+
+    with asyncio.Runner() as runner:
+        child = runner.run(start())
+        assert asyncio.run(wait(child)) == 7
+        assert exited.calls == []
+        assert runner.run(exited.next()) == [(7, None)]
+    assert exited.calls == [(7, None)]
+
+
+def test_exit_after_a_loop_that_was_just_closed() -> None:
+    """A loop closed without a word leaves nobody who watches: whoever asks looks himself."""
+    loop = asyncio.new_event_loop()
+    child = loop.run_until_complete(handleipc.spawn(sys.executable, "-c", EXIT, "7"))
+    loop.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert child.exited
+    assert child.returncode == 7
+    child._forget_pidfd()
+    child._receiver.close()
+    child._sock.close()
 
 
 # -- options -------------------------------------------------------------------------------------

@@ -1676,6 +1676,42 @@ static void test_exit_with_parent_that_has_ended(void)
     CHECK_EQUAL(status, 0);
 }
 
+/* -- hipc_signals_inherited, hipc_reset_signals ------------------------------------------------ */
+
+/* What an exec would hand on is seen, signal by signal, and gone after the reset. */
+static void test_signals(void)
+{
+    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM, SIGCHLD, SIGUSR1, SIGSEGV};
+    int status;
+    pid_t other = fork();
+
+    CHECK(other >= 0);
+    if (other == 0) {
+        sigset_t set;
+
+        hipc_reset_signals();
+        CHECK_EQUAL(hipc_signals_inherited(), 0);
+        CHECK(signal(SIGPIPE, SIG_IGN) == SIG_DFL);
+        CHECK_EQUAL(hipc_signals_inherited(), 0);
+        for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+            CHECK(signal(numbers[i], SIG_IGN) == SIG_DFL);
+            CHECK_EQUAL(hipc_signals_inherited(), 1);
+            CHECK(signal(numbers[i], SIG_DFL) == SIG_IGN);
+            CHECK_EQUAL(hipc_signals_inherited(), 0);
+            sigemptyset(&set);
+            sigaddset(&set, numbers[i]);
+            CHECK(sigprocmask(SIG_SETMASK, &set, NULL) == 0);
+            CHECK(signal(numbers[i], SIG_IGN) == SIG_DFL);
+            CHECK_EQUAL(hipc_signals_inherited(), 1);
+            hipc_reset_signals();
+            CHECK_EQUAL(hipc_signals_inherited(), 0);
+        }
+        _exit(0);
+    }
+    CHECK(waitpid(other, &status, 0) == other);
+    CHECK_EQUAL(status, 0);
+}
+
 /* -- hipc_shape ------------------------------------------------------------------------------ */
 
 #define MANY 1000000
@@ -1862,6 +1898,7 @@ static const struct {
     TEST(test_shape_of_what_is_no_json),
     TEST(test_exit_with_parent),
     TEST(test_exit_with_parent_that_has_ended),
+    TEST(test_signals),
 };
 
 /* Runs the test that the argument names, or all of them. */

@@ -1,0 +1,71 @@
+"""Piped stdio of a child as streams. Knows pipes and event loops, and no child."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import IO, Any
+
+__all__ = ["open_reader", "open_writer", "to_the_end"]
+
+
+async def open_writer(pipe: IO[bytes]) -> tuple[asyncio.BaseTransport, asyncio.StreamWriter]:
+    """Return a transport, which owns the pipe from here on, and the stream that writes to it."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(loop=loop)
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader, loop=loop), pipe
+    )
+    return transport, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def open_reader(
+    pipe: IO[bytes],
+) -> tuple[asyncio.BaseTransport, asyncio.StreamReader, asyncio.Future[None]]:
+    """Return a transport, which owns the pipe from here on, its stream, and when it has ended."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(loop=loop)
+    ended = loop.create_future()
+    transport, _ = await loop.connect_read_pipe(lambda: _PipeProtocol(reader, loop, ended), pipe)
+    return transport, reader, ended
+
+
+class _PipeProtocol(asyncio.StreamReaderProtocol):
+    """A reader's protocol that also tells when the pipe has ended."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        loop: asyncio.AbstractEventLoop,
+        closed: asyncio.Future[None],
+    ) -> None:
+        super().__init__(reader, loop=loop)
+        self._pipe_closed = closed
+
+    def eof_received(self) -> bool:
+        """Let the transport close itself: uvloop would keep it for the sake of a half-close."""
+        super().eof_received()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the reader, and who waits for the pipe."""
+        super().connection_lost(exc)
+        if not self._pipe_closed.done():
+            self._pipe_closed.set_result(None)
+
+
+async def to_the_end(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await something short that must not be cancelled half way, then pass the cancellation on.
+
+    uvloop closes the descriptor of a pipe whose connecting is cancelled under the pipe's object.
+    """
+    task = asyncio.ensure_future(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()

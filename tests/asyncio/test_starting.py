@@ -1,0 +1,435 @@
+"""How a child begins: signals, descriptors, options; and what stays of a start that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import handleipc
+from handleipc.asyncio import driver
+from tests.asyncio.helpers import works
+
+PIPE = subprocess.PIPE
+
+TELLS = """
+    import asyncio, os, signal, sys
+    import handleipc
+
+    def state():
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        return {
+            "sigblk": int(status["SigBlk"], 16),
+            "sigign": int(status["SigIgn"], 16),
+            "channel": int(handleipc.environment.found["NODE_CHANNEL_FD"]),
+            "sid": os.getsid(0),
+            "pgid": os.getpgid(0),
+            "ids": [os.getuid(), os.getgid(), sorted(os.getgroups())],
+            "umask": os.umask(0),
+            "open": [n for n in range(3, 256) if os.path.exists(f"/proc/self/fd/{n}")],
+        }
+
+    told = state()
+
+    async def main():
+        parent = await handleipc.parent()
+        await parent.send(told)
+        async for message, handle in parent:
+            await parent.send(message, handle)
+
+    asyncio.run(main())
+"""
+
+
+async def told_by(child: Any) -> dict[str, Any]:
+    """Return what the child says of itself, and see it end."""
+    async with asyncio.timeout(20):
+        message, _ = await child.recv()
+        await end(child)
+    return message
+
+
+async def end(child: Any) -> None:
+    child.disconnect()
+    async with asyncio.timeout(20):
+        assert await child.wait() == 0
+
+
+# -- signals -------------------------------------------------------------------------------------
+
+
+def bits(*numbers: int) -> int:
+    return sum(1 << (number - 1) for number in numbers)
+
+
+IGNORED_BY_PYTHON = bits(signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@contextlib.contextmanager
+def hostile_signals(number: signal.Signals) -> Iterator[None]:
+    """Block one signal in this thread and ignore it."""
+    handler = signal.signal(number, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("options", [{}, {"exit_with_parent": True}, {"channel_fd": 50}], ids=str)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGRTMIN])
+async def test_child_begins_with_signals_as_they_are_by_default(
+    program, number: signal.Signals, options: dict[str, Any]
+) -> None:
+    """What the parent blocks or ignores, the child does not; and the parent still does."""
+    target = program("child.py", TELLS)
+    with hostile_signals(number):
+        child = await handleipc.fork(target, **options)
+        assert number in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert signal.getsignal(number) is signal.SIG_IGN
+    told = await told_by(child)
+    assert told["sigblk"] == 0
+    assert told["sigign"] & ~IGNORED_BY_PYTHON == 0
+
+
+async def test_terminate_works_whatever_the_parent_blocks(program) -> None:
+    """``terminate()`` ends a child of a parent that blocks SIGTERM itself."""
+    with hostile_signals(signal.SIGTERM):
+        child = await handleipc.fork(program("child.py", TELLS))
+        await child.recv()
+        child.terminate()
+        async with asyncio.timeout(20):
+            assert await child.wait() == -signal.SIGTERM
+
+
+async def test_ordinary_start_runs_no_python_in_the_child(monkeypatch) -> None:
+    """Code between fork and exec rules vfork out: there is none where it can be helped."""
+    given: list[Any] = []
+    real = subprocess.Popen
+
+    def popen(*args: Any, **options: Any) -> Any:
+        given.append(options.get("preexec_fn"))
+        return real(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    ignored = [n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN]
+    ignored = [n for n in ignored if n not in (signal.SIGPIPE, signal.SIGXFSZ)]
+    for number in ignored:  # such as SIGINT, where a shell in the background started the tests
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        for options in ({}, {"channel_fd": 700}, {"channel_fd": 0}, {"umask": 0}):
+            child = await handleipc.spawn(sys.executable, "-c", "pass", **options)
+            assert await child.wait() == 0
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+    assert given == [None] * 4
+
+
+# -- descriptors ---------------------------------------------------------------------------------
+
+CLOSES = """
+    import asyncio, contextlib, os, sys
+    import handleipc
+
+    said = os.dup(2)
+    for number in map(int, sys.argv[2].split(",")):
+        os.close(number)
+
+    async def main():
+        child = await handleipc.fork(sys.argv[1])
+        told, _ = await child.recv()
+        with contextlib.suppress(OSError):  # it may be the loop's own by now
+            os.write(1, b"not a message\\n")
+        await child.send("echo")
+        echo, _ = await child.recv()
+        child.disconnect()
+        os.write(said, f"{told['channel'] > 2} {echo} {await child.wait()}\\n".encode())
+
+    try:
+        asyncio.run(main())
+    except BaseException as error:
+        os.write(said, repr(error).encode())
+    os._exit(0)  # standard streams are gone: there is nothing to flush to
+"""
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "0,1", "0,1,2"])
+def test_closed_standard_streams(program, closed: str) -> None:
+    """Where 0, 1 or 2 are closed here, the channel takes their place neither here nor there."""
+    child = program("child.py", TELLS.replace("told = state()", "told = state(); print('noise')"))
+    done = subprocess.run(
+        [sys.executable, program("parent.py", CLOSES), child, closed],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr.splitlines()[-1] == "True echo 0"
+
+
+async def test_pass_fds(program) -> None:
+    """``pass_fds`` keep their numbers in the child, beside the channel, whatever number it has."""
+    target = program("child.py", TELLS)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for channel_fd in (None, 50, 1):
+            child = await handleipc.fork(target, pass_fds=[theirs.fileno()], channel_fd=channel_fd)
+            told = await told_by(child)
+            assert told["channel"] == (channel_fd or told["channel"])
+            expected = {theirs.fileno(), told["channel"]} - {1}
+            assert expected <= set(told["open"])
+            assert ours.fileno() not in told["open"]
+        with pytest.raises(ValueError, match="pass_fds"):
+            await handleipc.fork(target, pass_fds=[theirs.fileno()], channel_fd=theirs.fileno())
+        assert works(ours, theirs)
+    closed = os.open(os.devnull, os.O_RDONLY)
+    os.close(closed)
+    with pytest.raises(OSError, match=f"pass_fds: {closed} is not open") as caught:
+        await handleipc.fork(target, pass_fds=[closed])
+    assert caught.value.errno == errno.EBADF
+
+
+async def test_node_child_with_a_pipe(node: str) -> None:
+    """A Node program finds what was passed at its number."""
+    reading, writing = os.pipe()
+    code = f"require('fs').writeSync({writing}, 'from node'); process.disconnect();"
+    child = await handleipc.spawn(node, "-e", code, pass_fds=(writing,))
+    os.close(writing)
+    with open(reading) as pipe:
+        assert await asyncio.to_thread(pipe.read) == "from node"
+    async with asyncio.timeout(20):
+        assert await child.wait() == 0
+
+
+# -- what subprocess has -------------------------------------------------------------------------
+
+
+async def test_groups_and_sessions(program) -> None:
+    """``start_new_session`` and ``process_group`` mean what they do in ``subprocess``."""
+    target = program("child.py", TELLS)
+    child = await handleipc.fork(target)
+    assert (await told_by(child))["pgid"] == os.getpgid(0)
+    child = await handleipc.fork(target, start_new_session=True)
+    told = await told_by(child)
+    assert (told["sid"], told["pgid"]) == (child.pid, child.pid)
+    child = await handleipc.fork(target, process_group=0)
+    told = await told_by(child)
+    assert (told["sid"], told["pgid"]) == (os.getsid(0), child.pid)
+
+
+async def test_umask(program) -> None:
+    """``umask`` is the child's; without it it has ours."""
+    target = program("child.py", TELLS)
+    ours = os.umask(0o022)
+    os.umask(ours)
+    assert (await told_by(await handleipc.fork(target)))["umask"] == ours
+    assert (await told_by(await handleipc.fork(target, umask=0o027)))["umask"] == 0o027
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+@pytest.mark.parametrize("bound", [False, True])
+async def test_users_and_groups(tmp_path: Path, bound: bool) -> None:
+    """``user``, ``group`` and ``extra_groups``: the channel works for whoever the child becomes."""
+    code = (
+        "import os, sys; sock = __import__('socket').socket(fileno=int(os.environ['NODE_CHANNEL_FD']));"
+        "sock.sendall(repr(os.getuid()).encode() + b'\\n' + repr(os.getgid()).encode() + b'\\n'"
+        " + repr(os.getgroups()).encode() + b'\\n')"
+    )
+    child = await handleipc.spawn(
+        *("/usr/bin/env", "python3", "-c", code),
+        **{"user": 65534, "group": 65533, "extra_groups": [65532], "exit_with_parent": bound},
+    )
+    async with asyncio.timeout(20):
+        assert [m async for m, _ in child] == [65534, 65533, [65532]]
+        assert await child.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"limits": 7}, TypeError, r"limits=7: give handleipc.Limits\("),
+        ({"limits": {"line": 7}}, TypeError, "limits="),
+        ({"stdout": "pipe"}, TypeError, "stdout='pipe': give PIPE"),
+        ({"user": "nobody-of-this-name"}, (KeyError, ValueError), "nobody"),
+        ({"pass_fds": [-1]}, OSError, "pass_fds: -1 is not open"),
+    ],
+    ids=str,
+)
+async def test_options_that_make_no_sense(options: Any, error: Any, text: str) -> None:
+    """What is no value of an option is refused in words, before anything is made."""
+    with pytest.raises(error, match=text):
+        await handleipc.fork("child.py", **options)
+
+
+async def test_program_given_as_a_list() -> None:
+    """Who gives one list is told how to give it."""
+    with pytest.raises(TypeError, match="one by one"):
+        await handleipc.spawn(["node", "x.js"])
+
+
+# -- starts that fail ----------------------------------------------------------------------------
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: BaseException) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(owner, name, fail)
+
+
+NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")
+
+FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "socketpair": lambda m: failing(m, socket, "socketpair", OSError(errno.EMFILE, "full")),
+    "fcntl": lambda m: failing(m, fcntl, "fcntl", NO_MEMORY),
+    "fork": lambda m: failing(m, subprocess, "Popen", OSError(errno.EAGAIN, "too many")),
+    "thread": lambda m: failing(m, threading.Thread, "start", RuntimeError("no thread")),
+    "pidfd": lambda m: failing(m, os, "pidfd_open", OSError(errno.EMFILE, "full")),
+    "buffers": lambda m: failing(m, driver, "Receiver", NO_MEMORY),
+    "memory": lambda m: failing(m, driver, "LineFramer", MemoryError()),
+    "keeper": lambda m: failing(m, driver, "_until_the_loop_ends", KeyboardInterrupt()),
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"channel_fd": 40}, {"stdin": PIPE, "stdout": PIPE}], ids=str
+)
+@pytest.mark.parametrize("faults", [[name] for name in FAULTS] + [["pidfd", "thread"]], ids=str)
+async def test_start_that_fails(monkeypatch, faults: list[str], options: dict[str, Any]) -> None:
+    """Whatever fails: a child that works, or an error, and neither process nor descriptor stays."""
+    argv = (sys.executable, "-c", "import time; time.sleep(600)")
+    child = None
+    with monkeypatch.context() as patched:
+        for name in faults:
+            FAULTS[name](patched)
+        try:
+            child = await handleipc.spawn(*argv, **options)
+        except (OSError, MemoryError, RuntimeError, KeyboardInterrupt):
+            pass
+    if child is not None:
+        child.kill(signal.SIGKILL)
+        async with asyncio.timeout(20):
+            assert await child.wait() == -signal.SIGKILL
+        for stream in (child.stdin, child.stdout):
+            if isinstance(stream, asyncio.StreamWriter):
+                stream.close()
+            elif stream is not None:
+                await stream.read()
+    # The fixture counts descriptors and children.
+
+
+async def test_reader_that_cannot_be_added(monkeypatch) -> None:
+    """No room in epoll for the pidfd: a thread sees the exit instead."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        pytest.skip("libuv aborts the process when the kernel refuses")
+    real, calls = loop.add_reader, []
+
+    def add_reader(fd: int, *args: Any) -> None:
+        calls.append(fd)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd, *args)
+
+    monkeypatch.setattr(loop, "add_reader", add_reader)
+    child = await handleipc.spawn(sys.executable, "-c", "import sys; sys.exit(7)")
+    async with asyncio.timeout(20):
+        assert await child.wait() == 7
+        await child.wait_disconnected()
+
+
+@pytest.mark.parametrize("name", ["connect_write_pipe", "connect_read_pipe"])
+async def test_pipes_that_cannot_be_opened(monkeypatch, name: str) -> None:
+    """Piped stdio that cannot be had ends the child too."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        pytest.skip("uvloop's methods cannot be replaced")
+
+    async def fail(*_: Any) -> Any:
+        raise NO_MEMORY
+
+    monkeypatch.setattr(loop, name, fail)
+    with pytest.raises(OSError, match="allocate"):
+        await handleipc.spawn(sys.executable, "-c", "input()", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+
+
+async def test_no_descriptor_left_to_start_with(descriptor_limit) -> None:
+    """With fewer and fewer descriptors free a start works or fails, and leaves nothing."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    outcomes = []
+    for free in range(16):
+        descriptor_limit(lowest + free)
+        try:
+            child = await handleipc.spawn("true", stdin=PIPE, stdout=PIPE)
+        except OSError as error:
+            assert error.errno == errno.EMFILE
+            outcomes.append("refused")
+        else:
+            await child.wait()
+            child.stdin.close()
+            await child.stdout.read()
+            outcomes.append("works")
+        finally:
+            descriptor_limit(soft)
+    assert outcomes[0] == "refused"
+    assert outcomes[-1] == "works"
+
+
+# -- bound to a process --------------------------------------------------------------------------
+
+FORKS = """
+    import asyncio, os, sys
+    import handleipc
+
+    async def start(where):
+        child = await handleipc.spawn("true", exit_with_parent=True)
+        print(where, await child.wait(), flush=True)
+
+    def go(where):
+        if sys.argv[1] == "uvloop":
+            import uvloop
+            uvloop.run(start(where))
+        else:
+            asyncio.run(start(where))
+
+    go("first")
+    if (pid := os.fork()) == 0:
+        go("copy")
+        if (pid := os.fork()) == 0:
+            go("copy of the copy")
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    go("first again")
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_exit_with_parent_in_a_forked_process(program, loop: str) -> None:
+    """The thread that starts bound children belongs to a process: a copy makes its own."""
+    done = subprocess.run(
+        # This Python's warning is of the thread, which os.fork() leaves behind.
+        [sys.executable, "-W", "ignore", program("p.py", FORKS), loop],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["first 0", "copy 0", "copy of the copy 0", "first again 0"]
