@@ -16,6 +16,7 @@ import termios
 
 from handleipc.ancillary import Receiver, Refused, send_with_fds
 from handleipc.framing import MAX_ENDS, Batch, LineFramer
+from handleipc.peerwatch import peer_pidfd
 from handleipc.stages import Stage
 
 __all__ = ["Link"]
@@ -79,6 +80,10 @@ class Link:
         except OSError:
             return False
         return size[0] == 0
+
+    def peer_pidfd(self) -> int:
+        """Return a pidfd of the process that made the peer's end, or -1; the caller's."""
+        return peer_pidfd(self._sock)
 
     # -- the end ---------------------------------------------------------------------------------
 

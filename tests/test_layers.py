@@ -28,6 +28,7 @@ LAYERS = [
     {"protocol", "connection"},
     {"conversions", "spawn"},
     {"registry"},
+    {"peerwatch"},
     {"link"},
     {
         "asyncio.adoption",
@@ -48,6 +49,7 @@ LAYERS = [
     {"asyncio.counting", "asyncio.listening"},
     {"asyncio.sender"},
     {"asyncio.channel"},
+    {"asyncio.child"},
     {"asyncio.process"},
     {"asyncio.target"},
     {""},

@@ -102,7 +102,8 @@ class CountingDriver(Driver):
 
     def _post(self, callback: Callable[[], None]) -> None:
         """Have the loop call it: a connection closed, on whatever thread its object died."""
-        post(self._loop, callback)
+        if not self._is_copy:
+            post(self._loop, callback)
 
     def _send_internal(self, message: JSON) -> None:
         """Queue a message of our own, which the public ``send`` would refuse as forged."""

@@ -26,6 +26,7 @@ from handleipc.exceptions import (
     HandleIPCError,
     LocalProtocolError,
     RemoteProtocolError,
+    WorkerExited,
 )
 from handleipc.framing import MAX_ENDS, Batch
 from handleipc.link import Link
@@ -42,8 +43,8 @@ in_copies(process_system.in_flight.start_again)
 
 # Bytes written before the event loop gets its turn.
 WRITE_BUDGET = 1024 * 1024
-# What one channel may do in one turn of the loop, in seconds: others wait that long for theirs. A
-# neighbour's answer takes a quarter of a millisecond where nobody else does anything.
+# What one channel may do in one turn of the loop, in seconds, while others wait for theirs: less
+# than a neighbour's round trip takes where nobody else does anything.
 SLICE = 0.0002
 # Lines taken in one turn are as many as that takes, but not fewer than these.
 FEWEST_LINES = 16
@@ -133,8 +134,11 @@ class Driver(Attachment):
 
     def _broken(self, error: HandleIPCError | None) -> ChannelBroken:
         """Return the exception that says how the outside ended the channel."""
+        exited = error if isinstance(error, WorkerExited) else None
         broken = ChannelBroken(
             f"the channel has ended: {error or 'the peer closed it'}",
+            exit_code=exited.code if exited else None,
+            signal=exited.signal if exited else None,
             opened=self._protocol.peer.was_opened,
         )
         broken.__cause__ = error
@@ -342,7 +346,6 @@ class Driver(Attachment):
         return False
 
     def _write_failed(self, stage: Stage, error: OSError) -> None:
-        """Take an error that does not pass: of the descriptors, or of the channel."""
         if stage.fds and not stage.offset and not isinstance(error, ConnectionError):
             # EPERM: the peer has SO_PASSRIGHTS off. EBADF, EINVAL: not a descriptor that travels.
             self._protocol.handles_refused(f"the kernel does not pass it on: {error.strerror}")
@@ -351,11 +354,8 @@ class Driver(Attachment):
         if not isinstance(error, ConnectionError):
             self._end(LocalProtocolError(f"the channel cannot be written: {error.strerror}"))
         elif self._link.peer_lives():
-            self._end(
-                RemoteProtocolError(
-                    "the peer has shut its reading side down and lives on, so nothing can be said"
-                )
-            )
+            why = "the peer has shut its reading side down and lives on, so nothing can be said"
+            self._end(RemoteProtocolError(why))
         else:
             self._end()
 
@@ -454,7 +454,7 @@ class Driver(Attachment):
         return not protocol.is_deaf
 
     def _give_up(self) -> None:
-        """Close the copy's socket: the end of the channel must not wait for this process."""
+        """Close the copy's socket: the end must not wait for this process."""
         self._thread = NO_THREAD
         self._link.forget()
 

@@ -3,6 +3,9 @@
 Makes no Python socket per connection and reads nothing from them. Accepts only while somebody
 takes: otherwise the kernel's backlog is the queue, where another process that shares the listener
 finds them, and where nobody has promised them anything. Knows no other process; ``server`` does.
+
+In a forked copy of the process (fork(2)) the descriptor stays open, since servers that fork after
+they listen inherit it on purpose; the object only closes it there, and tells nobody.
 """
 
 from __future__ import annotations
@@ -13,8 +16,7 @@ import itertools
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import AsyncIterator, Callable
 from typing import ClassVar, Self
 
 from handleipc.addresses import Address
@@ -23,6 +25,7 @@ from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.emitter import Emitter
 from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.posting import post
+from handleipc.ownership import Owned
 from handleipc.socketlist import Group
 
 __all__ = ["UNTAKEN", "Listener", "check_untaken"]
@@ -37,7 +40,7 @@ BEYOND_HOPE = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
 _serials = itertools.count(1)
 
 
-class Listener(Emitter):
+class Listener(Emitter, Owned):
     """A listening socket and those it has accepted. ``Server`` is what applications see.
 
     Args:
@@ -52,14 +55,15 @@ class Listener(Emitter):
 
     def __init__(self, sock: socket.socket, untaken: int) -> None:
         check_untaken(untaken)
-        super().__init__(asyncio.get_running_loop())
+        Emitter.__init__(self, asyncio.get_running_loop())
+        Owned.__init__(self)
         sock.setblocking(False)
         self._sock = sock
         self._address = sock.getsockname()
         # The key is opaque to Node, whose own collide for port 0 (node-wire.md fact 11).
         self.group = Group(
             f"handleipc:{os.getpid()}:{next(_serials)}:{self._address}",
-            post=partial(post, self._loop),
+            post=self._post,
         )
         self.max_connections: int | None = None
         """Connections above which new ones are dropped: those open here and with native peers,
@@ -75,6 +79,10 @@ class Listener(Emitter):
         self._short: asyncio.TimerHandle | None = None
         self._reader: asyncio.Future[None] | None = None
         self._error: OSError | None = None
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        if not self._is_copy:
+            post(self._loop, callback)
 
     # -- what a subclass does --------------------------------------------------------------------
 
@@ -125,6 +133,7 @@ class Listener(Emitter):
 
     def resume(self) -> None:
         """Accept again, while somebody takes. Does nothing if it was not paused."""
+        self._refuse_copy()
         self._is_paused = False
         if self._reader is not None:
             self._watch()
@@ -146,6 +155,7 @@ class Listener(Emitter):
 
     async def _wait(self) -> bool:
         """Wait until there is a connection to take. Returns False if none will ever come."""
+        self._refuse_copy()
         while not self._untaken:
             if self._error is not None:
                 error, self._error = self._error, None
@@ -174,15 +184,15 @@ class Listener(Emitter):
     def _unwatch(self) -> None:
         if self._is_watching:
             self._is_watching = False
-            if not self._loop.is_closed():
+            if not (self._is_copy or self._loop.is_closed()):
                 self._loop.remove_reader(self._sock.fileno())
 
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
+        if self._reader is not None and not (self._is_copy or self._reader.done()):
             self._reader.set_result(None)
 
     def _on_readable(self) -> None:
-        if self._reader is None or self._reader.done():
+        if self._reader is None or self._reader.done() or self._is_copy:
             # Whoever waited has something to do. The descriptor stays watched as long as a batch
             # is taken before the next one is there: then the kernel is not told twice for each.
             self._unwatch()

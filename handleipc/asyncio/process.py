@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import os
-import signal as signals
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import IO, ClassVar, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 from handleipc.asyncio.channel import Channel
-from handleipc.asyncio.pipes import open_reader, open_writer, to_the_end
+from handleipc.asyncio.child import Child
+from handleipc.asyncio.pipes import to_the_end
 from handleipc.asyncio.reaping import Process
 from handleipc.asyncio.starting import (
     Options,
@@ -31,7 +29,7 @@ from handleipc.asyncio.starting import (
     refuse_descriptors,
     start,
 )
-from handleipc.exceptions import ChannelBusy, LocalProtocolError, WorkerExited
+from handleipc.exceptions import ChannelBusy, HandleIPCError
 from handleipc.limits import Limits
 from handleipc.spawn import (
     adopt,
@@ -42,200 +40,6 @@ from handleipc.spawn import (
 __all__ = ["Child", "Options", "fork", "parent", "spawn"]
 
 PIPE = subprocess.PIPE
-
-
-class Child(Channel):
-    """A child process and the channel to it.
-
-    Events beside those of ``Channel``: ``"exit"(code, signal)`` when the process has ended,
-    ``"close"(code, signal)`` when its piped stdio has ended too. Each comes once, in Node's order:
-    ``disconnect``, ``exit``, ``close``.
-
-    Attributes:
-        stdin: a ``StreamWriter`` if ``stdin=PIPE`` was asked for, else None.
-        stdout: a ``StreamReader`` if ``stdout=PIPE`` was asked for, else None.
-        stderr: likewise.
-    """
-
-    EVENTS: ClassVar[frozenset[str]] = Channel.EVENTS | {"exit", "close"}
-
-    stdin: asyncio.StreamWriter | None = None
-    stdout: asyncio.StreamReader | None = None
-    stderr: asyncio.StreamReader | None = None
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        limits: Limits,
-        process: Process,
-        *,
-        invited: bool,
-        accept_handles: bool,
-    ) -> None:
-        self._process = process
-        self._has_reaper = self._exit_told = False
-        self._pidfd = -1
-        self._pipes: list[asyncio.Future[None]] = []
-        self._transports: list[asyncio.BaseTransport] = []
-        super().__init__(sock, limits, inviting=invited, accept_handles=accept_handles)
-        try:
-            self._watch_process()
-        except BaseException:
-            self.abort()
-            raise
-
-    @property
-    def pid(self) -> int:
-        """The process id; it stays the child's until its exit has been seen."""
-        return self._process.pid
-
-    @property
-    def exited(self) -> bool:
-        """Whether the process has ended, as far as is known here."""
-        if not self._process.ended and self._loop.is_closed():
-            self._process.reap(self._pidfd)  # nobody watches it any more
-        return self._process.ended
-
-    @property
-    def returncode(self) -> int | None:
-        """The exit code, or minus the signal's number if a signal ended it.
-
-        None while it runs, and if its exit was not seen: ``exited`` tells these apart.
-        """
-        return self._process.end.result() if self.exited else None
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code; None while it runs, or if a signal ended it."""
-        code = self.returncode
-        return code if code is not None and code >= 0 else None
-
-    @property
-    def signal(self) -> int | None:
-        """The signal that ended it, or None."""
-        code = self.returncode
-        return -code if code is not None and code < 0 else None
-
-    async def wait(self) -> int | None:
-        """Wait until the process has ended, and return ``returncode``.
-
-        None means that its exit was not seen, and nobody can tell how it ended: this process
-        ignores SIGCHLD, or other code in it waited for the child. The channel and piped stdio may
-        have more to read. Any event loop may wait, also after the child's own has ended.
-        """
-        if not self.exited and self._loop is not asyncio.get_running_loop():
-            # Its own loop may never run again, so a thread has to see it.
-            self._reap_in_thread(notify=True)
-        return await asyncio.wrap_future(self._process.end)
-
-    def kill(self, sig: int = signals.SIGTERM) -> None:
-        """Send a signal (SIGTERM). The channel is not touched; nothing happens after the exit."""
-        self._process.send_signal(sig, self._pidfd)
-
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-        self.kill()
-
-    def __repr__(self) -> str:
-        return f"<Child pid={self.pid} {self._protocol.state.name.lower()} {self.dialect}>"
-
-    # -- the process -----------------------------------------------------------------------------
-
-    def _watch_process(self) -> None:
-        try:
-            self._pidfd = os.pidfd_open(self.pid)
-            self._loop.add_reader(self._pidfd, self._on_exit)
-        except (AttributeError, OSError):
-            # No pidfd on this system, none free, none of a process that somebody has reaped
-            # already, or no room to watch it: a thread waits.
-            self._close_pidfd()
-            self._reap_in_thread(notify=True)
-
-    def _reap_in_thread(self, *, notify: bool) -> None:
-        if self._has_reaper:
-            return
-        self._has_reaper = True
-        loop, on_exit = self._loop, self._on_exit
-
-        def tell() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(on_exit)
-
-        self._process.reap_in_thread(tell if notify else None)
-
-    def _forget_pidfd(self) -> None:
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            self._close_pidfd()
-
-    def _close_pidfd(self) -> None:
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-    def _on_exit(self) -> None:
-        if self._exit_told or not self._process.reap(self._pidfd):
-            return  # readable for another reason, such as a debugger
-        self._exit_told = True
-        self._forget_pidfd()
-        # What the process left in the socket is read. Its EOF is not waited for: a grandchild may
-        # hold the other end open.
-        exited = WorkerExited(self.exit_code, self.signal, opened=self._protocol.peer.was_opened)
-        self._end(exited, peer_is_dead=True)
-        self._emit_disconnect()
-        self._emit("exit", self.exit_code, self.signal)
-        self._emit_close()
-
-    def _emit_close(self, _: object = None) -> None:
-        """Emit ``close`` when the last piped stream has ended."""
-        for pipe in self._pipes:
-            if not pipe.done():
-                pipe.add_done_callback(self._emit_close)
-                return
-        self._emit("close", self.exit_code, self.signal)
-
-    def _loop_ends(self) -> None:
-        super()._loop_ends()
-        if not self._is_closed:
-            # Nobody can use it any more: the child learns of it now, not when this is collected.
-            self._end(LocalProtocolError("the event loop has ended"))
-        for transport in self._transports:
-            transport.close()
-        ended = self._process.reap(self._pidfd)
-        self._forget_pidfd()
-        if not ended:
-            with contextlib.suppress(RuntimeError):  # the interpreter ends, and all its threads
-                self._reap_in_thread(notify=False)
-
-    def _dismiss_keeper(self) -> None:
-        """Kept, since the process may outlive the channel."""
-
-    def give_up(self) -> None:
-        """End a child that was not wholly started: kill it, and close all that belongs to it."""
-        self.kill(signals.SIGKILL)
-        self.abort()
-        for transport in self._transports:
-            transport.close()
-        self._process.close_pipes()  # those that no transport took over
-
-    # -- piped stdio -----------------------------------------------------------------------------
-
-    async def _open_pipes(self) -> None:
-        process = self._process
-        if process.stdin is not None:
-            transport, self.stdin = await open_writer(process.stdin)
-            self._opened(process.stdin, transport)
-        for name in ("stdout", "stderr"):
-            pipe = getattr(process, name)
-            if pipe is not None:
-                transport, reader, ended = await open_reader(pipe)
-                setattr(self, name, reader)
-                self._pipes.append(ended)
-                self._opened(pipe, transport)
-
-    def _opened(self, pipe: IO[bytes], transport: asyncio.BaseTransport) -> None:
-        self._transports.append(transport)
-        self._process.pipes.remove(pipe)
 
 
 async def spawn(
@@ -382,6 +186,41 @@ async def fork(
     return await spawn(*command, **options)
 
 
+class _ParentChannel(Channel):
+    """The channel to the parent: it ends with the process that made it, whoever holds a copy."""
+
+    _pidfd = -1
+
+    def _attach(self) -> None:
+        super()._attach()
+        self._pidfd = self._link.peer_pidfd()
+        if self._pidfd >= 0:
+            try:
+                self._loop.add_reader(self._pidfd, self._on_exit)
+            except OSError:
+                self._close_pidfd()  # no room in the epoll: EOF tells, where nobody holds a copy
+
+    def _detach(self) -> None:
+        super()._detach()
+        if self._pidfd >= 0:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._pidfd)
+            self._close_pidfd()
+
+    def _give_up(self) -> None:
+        super()._give_up()
+        if self._pidfd >= 0:
+            self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        fd, self._pidfd = self._pidfd, -1
+        os.close(fd)
+
+    def _on_exit(self) -> None:
+        if not self._is_copy:
+            self._end(HandleIPCError("the parent process has ended"), peer_is_dead=True)
+
+
 class _Parent(NamedTuple):
     """The channel to the parent, in the process that adopted it."""
 
@@ -441,7 +280,7 @@ def _adopt(limits: Limits, accept_handles: bool) -> Channel:
     found = adopt(os.environ)
     if not accept_handles:
         refuse_descriptors(found.sock)
-    channel = Channel(
+    channel = _ParentChannel(
         found.sock, limits, invited_by=found.invited_by, accept_handles=accept_handles
     )
     if sys.excepthook is sys.__excepthook__ and not sys.flags.dev_mode:

@@ -22,6 +22,9 @@ __all__ = ["Process"]
 
 log = logging.getLogger("handleipc")
 
+# linux/sched.h: the process is being shut down.
+PF_EXITING = 0x4
+
 
 class Process:
     """A started process: signals to it, and its end, which is taken from the kernel once.
@@ -65,6 +68,22 @@ class Process:
     def ended(self) -> bool:
         """Whether its end was seen."""
         return self.end.done()
+
+    def is_ending(self) -> bool:
+        """Say whether it has begun to end, or has: its exit status will follow, in any case.
+
+        The kernel closes what a process has open before it lets anybody know how it ended. Linux
+        tells by PF_EXITING among the flags in /proc/PID/stat (proc(5), field 9); elsewhere a
+        moment is waited for a child that closes its channel.
+        """
+        if self.ended:
+            return False
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                state, *fields = file.read().rpartition(b") ")[2].split()
+        except OSError:
+            return True
+        return state in b"ZX" or bool(int(fields[5]) & PF_EXITING)
 
     def reap(self, pidfd: int = -1) -> bool:
         """Take its exit status if it has ended. Returns whether it has.

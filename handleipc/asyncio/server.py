@@ -126,7 +126,7 @@ class Server(Listener):
         """
         if self.closed or self._is_stopping:
             return
-        if self._is_elsewhere:
+        if self._is_elsewhere or self._is_copy:
             self._stop_listening(unlink)
             return
         self._is_stopping = True
@@ -215,7 +215,7 @@ class Server(Listener):
             steps.callback(self._wake)
 
     def _remove_path(self, unlink: bool | None) -> None:
-        if unlink is False:
+        if unlink is False or self._is_copy:
             return
         if self._path is not None:
             self._path.remove()

@@ -21,6 +21,7 @@ class BoundPath:
         directory, name = os.path.split(path)
         self._path = os.path.join(os.path.realpath(directory), name)
         self._identity = self._look()
+        self._owner = os.getpid()
 
     def _look(self) -> tuple[int, int] | None:
         try:
@@ -30,9 +31,13 @@ class BoundPath:
         return found.st_dev, found.st_ino
 
     def remove(self) -> None:
-        """Remove it, if it is still ours: another server may have bound the name meanwhile."""
+        """Remove it, if it is still ours.
+
+        Another server may have bound the name meanwhile; and a forked copy did not bind it.
+        """
         with contextlib.suppress(OSError):
-            if self._identity is not None and self._look() == self._identity:
+            is_ours = self._identity is not None and self._owner == os.getpid()
+            if is_ours and self._look() == self._identity:
                 os.unlink(self._path)
 
 
