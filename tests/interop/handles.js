@@ -79,6 +79,13 @@ async function take(channel) {
 
 // -- giving ------------------------------------------------------------------
 
+// Node 26 has dgram's `_handle` no more: what Node itself uses is behind a symbol.
+function udpHandle(socket) {
+  const symbol = Object.getOwnPropertySymbols(socket)
+    .find(({ description }) => description === 'state symbol');
+  return symbol ? socket[symbol].handle : socket._handle;
+}
+
 async function pingStream(client) {
   client.write('ping');
   let data = '';
@@ -122,7 +129,7 @@ async function giveUdp(channel, type) {
   socket.bind(0, host);
   await once(socket, 'listening');
   const { port } = socket.address();
-  channel.send({ kind }, kind === 'dgram.Native' ? socket._handle : socket);
+  channel.send({ kind }, kind === 'dgram.Native' ? udpHandle(socket) : socket);
   assert.deepStrictEqual(await nextMessage(channel), ['taken', undefined]);
   socket.close();
   const client = dgram.createSocket(type);
