@@ -26,7 +26,7 @@ LAYERS = [
     {"protocol", "connection"},
     {"conversions", "spawn"},
     {"registry"},
-    {"asyncio.emitter", "asyncio.lingering", "asyncio.waiters"},
+    {"asyncio.emitter", "asyncio.gaps", "asyncio.lingering", "asyncio.waiters"},
     {"asyncio.connection"},
     {"asyncio.handles", "asyncio.driver"},
     {"asyncio.server", "asyncio.streams"},

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator
 
 from handleipc.ancillary import Receiver, Refused, send_with_fds
 from handleipc.asyncio.emitter import Emitter
+from handleipc.asyncio.gaps import creator, has_unread, loses_descriptors
 from handleipc.exceptions import (
     ChannelBroken,
     ChannelClosed,
@@ -72,6 +73,8 @@ class Driver(Emitter):
         self._abort_after_read: HandleIPCError | None = None
         self._turn_scheduled = self._read_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._needs_gaps: bool | None = None
+        """Whether handles wait until the peer has read what is before them; None: not known yet."""
         self._attach()
 
     # -- what a subclass does --------------------------------------------------------------------
@@ -93,6 +96,11 @@ class Driver(Emitter):
     def _is_waited_for(self) -> bool:
         """Whether a local wait may depend on what the peer has sent."""
         return False
+
+    @property
+    def _peer_pid(self) -> int:
+        """The process at the other end; 0 if that is not known."""
+        return creator(self._sock)
 
     @property
     def _is_closed(self) -> bool:
@@ -301,6 +309,9 @@ class Driver(Emitter):
             if budget <= 0:
                 self._schedule_turn()
                 return False
+            if stage.fds and self._needs_gaps is not False and self._must_leave_gap():
+                protocol.write_refused()
+                continue
             try:
                 written = send_with_fds(self._fd, stage.data, stage.offset, stage.fds)
             except OSError as error:
@@ -321,6 +332,20 @@ class Driver(Emitter):
             if protocol.outgoing.stage is stage:
                 return True  # the kernel took a part, so it is full
         return False
+
+    def _must_leave_gap(self) -> bool:
+        """Whether the peer would lose the descriptors of the next write."""
+        if self._needs_gaps is None:
+            if self._protocol.outgoing.native:
+                self._needs_gaps = False
+                return False
+            needs = loses_descriptors(self._peer_pid)
+            if self._receiver.position:
+                # It has spoken. Before, it may have been a program that starts the one we mean.
+                self._needs_gaps = needs
+            if not needs:
+                return False
+        return has_unread(self._fd)
 
     def _write_failed(self, stage: Stage, error: OSError) -> None:
         if stage.fds and not stage.offset and not isinstance(error, ConnectionError):

@@ -97,6 +97,10 @@ class Child(Channel):
         return self._process.pid
 
     @property
+    def _peer_pid(self) -> int:
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         """The exit code, minus the signal's number if a signal ended it, None while it runs."""
         return self._exited.result() if self._exited.done() else None
