@@ -76,7 +76,7 @@ BUN = Runtime(
             "assert handle is not None",
         ),
     },
-    [],
+    ["Bun has no `net.BoundSocket`, and ends when it is sent one, as from `net.Native`."],
 )
 
 _deno_surrogate = "Deno reads and writes Unicode alone: reading `\\ud800` ends the program with an uncaught error, and one that it sends arrives as U+FFFD"
@@ -113,6 +113,7 @@ DENO = Runtime(
         "Deno gives the descriptor of a read to the first line of that read, so a handle behind an"
         " acknowledgement or a message that it has not read yet would be lost. handleipc recognizes"
         " Deno by the name of its program and lets a handle wait until Deno has read the rest.",
+        "Deno has no `net.BoundSocket`: the message arrives without it, acknowledged all the same.",
         "Deno answers no NODE_HANDLE whose descriptor it lost, and resends nothing after a NACK: give"
         " `send` a `timeout` if it must not wait for ever.",
         "A socket that Deno has sent stays open there if the acknowledgement is quicker than Deno's"
