@@ -13,10 +13,12 @@ import select
 import socket
 import sys
 import termios
+from collections.abc import Callable
 
 from handleipc.ancillary import Receiver, Refused, send_with_fds
 from handleipc.framing import MAX_ENDS, Batch, LineFramer
-from handleipc.peerwatch import peer_pidfd
+from handleipc.gaps import Gaps
+from handleipc.peerwatch import peer_pid, peer_pidfd
 from handleipc.stages import Stage
 
 __all__ = ["Link"]
@@ -33,13 +35,17 @@ class Link:
     Args:
         sock: the connected Unix stream socket.
         line_limit: longest line in bytes.
+        node_pid: returns the id of a peer's process that may be another program than this package.
     """
 
-    def __init__(self, sock: socket.socket, line_limit: int) -> None:
+    def __init__(
+        self, sock: socket.socket, line_limit: int, node_pid: Callable[[], int] = lambda: 0
+    ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self.fd = sock.fileno()
         self._receiver = Receiver(LineFramer(line_limit))
+        self._gaps = Gaps(node_pid, self.peer_has_read)
         self._receives = True
 
     @property
@@ -52,6 +58,10 @@ class Link:
         """Whether to read again without waiting for the socket; see ``Receiver``."""
         return self._receiver.must_go_on
 
+    @property
+    def _has_read(self) -> bool:
+        return self._receiver.position > 0
+
     def fileno(self) -> int:
         """Return the descriptor, borrowed; -1 once closed."""
         return self._sock.fileno()
@@ -62,6 +72,9 @@ class Link:
 
     def write(self, stage: Stage) -> int | Refused:
         """Write what is left of a stage. Returns and raises as ``send_with_fds``."""
+        gaps = self._gaps
+        if stage.fds and gaps.matter is not False and gaps.must_be_left(has_spoken=self._has_read):
+            return Refused.IN_FLIGHT
         return send_with_fds(self.fd, stage.data, stage.offset, stage.fds)
 
     def peer_lives(self) -> bool:
@@ -84,6 +97,10 @@ class Link:
     def peer_pidfd(self) -> int:
         """Return a pidfd of the process that made the peer's end, or -1; the caller's."""
         return peer_pidfd(self._sock)
+
+    def peer_pid(self) -> int:
+        """Return the id of that process; 0 if it is not known."""
+        return peer_pid(self._sock)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -12,11 +12,22 @@ import socket
 import struct
 import sys
 
-__all__ = ["peer_pidfd"]
+__all__ = ["peer_pid", "peer_pidfd"]
 
 # asm-generic/socket.h, Linux 6.5: a pidfd of the process that SO_PEERCRED names.
 _SO_PEERPIDFD = 77
 _UCRED = "3i"
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the id of the process that made the other end; 0 where the system hides it."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_UCRED))
+    except OSError:
+        return 0
+    return int(struct.unpack(_UCRED, raw)[0])
 
 
 def peer_pidfd(sock: socket.socket) -> int:
@@ -26,13 +37,10 @@ def peer_pidfd(sock: socket.socket) -> int:
     process itself, and when that process has ended already: somebody else has its end then. The
     descriptor is close-on-exec, and the caller's.
     """
-    if sys.platform != "linux":
+    pid = peer_pid(sock)
+    if pid in (0, os.getpid()):
         return -1
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_UCRED))
-        pid = struct.unpack(_UCRED, raw)[0]
-        if pid in (0, os.getpid()):
-            return -1
         try:
             # Of just that process, even if the number has another one since.
             fd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)

@@ -28,7 +28,7 @@ LAYERS = [
     {"protocol", "connection"},
     {"conversions", "spawn"},
     {"registry"},
-    {"peerwatch"},
+    {"gaps", "peerwatch"},
     {"link"},
     {
         "asyncio.adoption",

@@ -39,6 +39,7 @@ class Attachment(Emitter, Owned):
         self._is_reading = self._is_writing = self._watches_hangup = False
         self._turn_scheduled = self._read_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     # -- what a subclass does --------------------------------------------------------------------
 
@@ -163,9 +164,11 @@ class Attachment(Emitter, Owned):
             return
         when = deadline - _clock() + self._loop.time()
         # An earlier timer that fires for nothing costs less than one rearmed at every read.
-        if self._timer is None or self._timer.when() > when:
+        # Kept here: what uvloop returns for one that is due already cannot be asked.
+        if self._timer is None or self._timer_at > when:
             if self._timer is not None:
                 self._timer.cancel()
+            self._timer_at = when
             self._timer = self._loop.call_at(when, self._on_timer)
 
 

@@ -85,6 +85,9 @@ class Child(Channel):
         """The process id; it stays the child's until its exit has been seen."""
         return self._process.pid
 
+    def _peer_pid(self) -> int:
+        return self.pid
+
     @property
     def exited(self) -> bool:
         """Whether the process has ended, as far as is known here."""

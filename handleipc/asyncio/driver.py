@@ -32,7 +32,6 @@ from handleipc.framing import MAX_ENDS, Batch
 from handleipc.link import Link
 from handleipc.ownership import in_copies
 from handleipc.protocol import ChannelProtocol, State
-from handleipc.stages import Stage
 from handleipc.system import System
 
 __all__ = ["Aborted", "Driver", "process_system"]
@@ -70,7 +69,7 @@ class Driver(Attachment):
     """
 
     def __init__(self, sock: socket.socket, protocol: ChannelProtocol) -> None:
-        self._link = Link(sock, protocol.limits.line)
+        self._link = Link(sock, protocol.limits.line, self._node_pid)
         super().__init__(self._link.fd)
         self._limits = protocol.limits
         self._protocol = protocol
@@ -117,6 +116,14 @@ class Driver(Attachment):
     def _is_waited_for(self) -> bool:
         """Whether a local wait may depend on what the peer has sent."""
         return False
+
+    def _peer_pid(self) -> int:
+        """Return the id of the process at the other end; 0 if that is not known."""
+        return self._link.peer_pid()
+
+    def _node_pid(self) -> int:
+        """Return the same if the peer may be another program than this package; else 0."""
+        return 0 if self._protocol.outgoing.native else self._peer_pid()
 
     @property
     def _is_closed(self) -> bool:

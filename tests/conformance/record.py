@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.nodes import NODE_VERSIONS
+
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 HERE = Path(__file__).parent
@@ -91,7 +93,7 @@ proved by the tests it names, in `tests/conformance/`; `python -m tests.conforma
 from them, and a test fails when it is out of date.
 
 Wherever it makes sense a test runs in every role: Python parent with Node child, Node parent with
-Python child, Python with Python. Node is 20, 22 and 24; Python parents run on asyncio and uvloop.
+Python child, Python with Python. Node is NODES; Python parents run on asyncio and uvloop.
 
 *same*: what Node's test asserts holds here. *better*: Node loses or hides something there, or crashes,
 and handleipc does not; the line says what. *not applicable*: the line says why.
@@ -118,10 +120,11 @@ def page() -> str:
     everything = [*NODE_TESTS.values(), *NODE_BUGS.values()]
     counts = {v: sum(one.verdict == v for one in everything) for v in VERDICTS}
     count = ", ".join(f"{counts[v]} {v}" for v in VERDICTS)
+    majors = [version.partition(".")[0] for version in NODE_VERSIONS]
     tests = sorted(NODE_TESTS.values(), key=lambda one: one.name.rpartition("/")[2])
     return "\n".join(
         [
-            INTRO,
+            INTRO.replace("NODES", ", ".join(majors[:-1]) + f" and {majors[-1]}"),
             f"{len(everything)} lines: {count}.\n",
             TESTS,
             *_table("Node's test", "Node expects", tests),

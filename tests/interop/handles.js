@@ -9,7 +9,7 @@ const fs = require('fs');
 const net = require('net');
 const os = require('os');
 const path = require('path');
-const { nextMessage, once, run } = require('./harness.js');
+const { mustBeEnded, nextMessage, once, run } = require('./harness.js');
 
 const [what, kind, ...argv] = process.argv.slice(2);
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'handles-'));
@@ -44,6 +44,7 @@ async function answer(channel, handle) {
   switch (kind) {
     case 'net.Socket':
     case 'unix net.Socket':
+    case 'socket behind a message':
       return answerStream(handle);
     case 'net.Server':
     case 'unix net.Server':
@@ -67,22 +68,47 @@ async function answer(channel, handle) {
   }
 }
 
+async function takeMessages(channel) {
+  for (;;) {
+    const [message] = await nextMessage(channel);
+    if (message === 'done') return;
+    channel.send(message);
+  }
+}
+
 async function take(channel) {
+  if (kind === 'messages' || kind === 'lone surrogate') return takeMessages(channel);
+  if (kind === 'socket behind a message')
+    assert.deepStrictEqual(await nextMessage(channel), ['before', undefined]);
   const [message, handle] = await nextMessage(channel);
   assert.deepStrictEqual(message, { kind });
   assert(handle, 'no handle');
-  const done = answer(channel, handle);
-  channel.send('taken');
-  await done;
+  if (kind === 'socket there and back') {
+    channel.send('back', handle);
+  } else {
+    const done = answer(channel, handle);
+    channel.send('taken');
+    await done;
+  }
   assert.deepStrictEqual(await nextMessage(channel), ['done', undefined]);
 }
 
 // -- giving ------------------------------------------------------------------
 
+// Node 26 has dgram's `_handle` no more: what Node itself uses is behind a symbol.
+function udpHandle(socket) {
+  const symbol = Object.getOwnPropertySymbols(socket)
+    .find(({ description }) => description === 'state symbol');
+  return symbol ? socket[symbol].handle : socket._handle;
+}
+
 async function pingStream(client) {
   client.write('ping');
   let data = '';
-  client.on('data', (chunk) => { data += chunk; });
+  client.on('data', (chunk) => {
+    data += chunk;
+    if (mustBeEnded && data.length === 4) client.destroy().emit('end');
+  });
   await once(client, 'end');
   assert.strictEqual(data, 'pong');
 }
@@ -94,7 +120,16 @@ async function giveConnection(channel, address) {
   const [socket] = await once(server, 'connection');
   server.close();
   const native = kind === 'net.Native socket';
+  if (kind === 'socket behind a message') channel.send('before');
   channel.send({ kind }, native ? socket._handle : socket);
+  if (kind === 'socket there and back') {
+    const [message, returned] = await nextMessage(channel);
+    assert.strictEqual(message, 'back');
+    returned.end('pong');
+    assert.strictEqual(String((await once(client, 'data'))[0]), 'pong');
+    client.destroy();
+    return;
+  }
   assert.deepStrictEqual(await nextMessage(channel), ['taken', undefined]);
   if (native) socket.destroy();
   await pingStream(client);
@@ -104,7 +139,8 @@ async function giveServer(channel, address) {
   const server = net.createServer().listen(address);
   await once(server, 'listening');
   address = server.address();
-  channel.send({ kind }, kind === 'net.Native server' ? server._handle : server);
+  // Deno closes what it has sent, unless it is told not to; Node never does that to a server.
+  channel.send({ kind }, kind === 'net.Native server' ? server._handle : server, { keepOpen: true });
   assert.deepStrictEqual(await nextMessage(channel), ['taken', undefined]);
   if (typeof address === 'string') {
     // Closing it would remove the path with which the other process is to be reached.
@@ -122,7 +158,7 @@ async function giveUdp(channel, type) {
   socket.bind(0, host);
   await once(socket, 'listening');
   const { port } = socket.address();
-  channel.send({ kind }, kind === 'dgram.Native' ? socket._handle : socket);
+  channel.send({ kind }, kind === 'dgram.Native' ? udpHandle(socket) : socket);
   assert.deepStrictEqual(await nextMessage(channel), ['taken', undefined]);
   socket.close();
   const client = dgram.createSocket(type);
@@ -147,11 +183,24 @@ async function giveFifo(channel) {
   assert.deepStrictEqual(await pong, ['pong', undefined]);
 }
 
+async function giveMessages(channel, values) {
+  for (const value of values) channel.send(value);
+  for (const value of values)
+    assert.deepStrictEqual(await nextMessage(channel), [value, undefined]);
+}
+
+const VALUES = [null, true, 1.5, '', { 'é': ['\u{1f600}', { deep: null }] }, 'x'.repeat(200000),
+                ...Array(100).keys()];
+
 async function give(channel) {
   const tcp = { host: '127.0.0.1', port: 0 };
   const unix = { path: path.join(folder, 's') };
   switch (kind) {
+    case 'messages': await giveMessages(channel, VALUES); break;
+    case 'lone surrogate': await giveMessages(channel, ['\ud800']); break;
     case 'net.Socket':
+    case 'socket behind a message':
+    case 'socket there and back':
     case 'net.Native socket': await giveConnection(channel, tcp); break;
     case 'unix net.Socket': await giveConnection(channel, unix); break;
     case 'net.Server':
@@ -162,7 +211,7 @@ async function give(channel) {
     case 'dgram.Socket udp6': await giveUdp(channel, 'udp6'); break;
     case 'FIFO net.Native': await giveFifo(channel); break;
   }
-  channel.send('done');
+  await new Promise((resolve) => channel.send('done', resolve));
 }
 
 run({ give, take }[what], argv);
