@@ -49,12 +49,12 @@ ERRORS: dict[str, dict[str, Effect]] = {
     },
     "getsockopt": _all(TOLD, "ENOBUFS", "ENOMEM", "ENOPROTOOPT", "EBADF"),
     "setsockopt": _all(TOLD, "ENOMEM", "ENOPROTOOPT", "EPERM"),
-    "getsockname": _all(TOLD, "ENOBUFS", "EBADF"),
+    "getsockname": _all(TOLD, "ENOBUFS", "ENOMEM"),
     "getpeername": _all(TOLD, "ENOBUFS", "ENOTCONN", "EBADF"),
     "shutdown": _all(TOLD, "ENOTCONN", "ENOBUFS", "EBADF"),
     "close": _all(KEPT, "EINTR", "EIO", "ENOSPC"),
     "fcntl": _all(TOLD, "EBADF", "EMFILE", "EPERM"),
-    "ioctl": _all(TOLD, "EBADF", "ENOMEM", "ENOTTY"),
+    "ioctl": _all(TOLD, "EBADF", "ENOMEM"),
     "fstat": _all(TOLD, "EBADF", "ENOMEM"),
     "dup": _all(TOLD, "EMFILE", "EBADF"),
     "open": _all(TOLD, "EMFILE", "ENFILE", "EACCES", "ENOENT"),
@@ -75,7 +75,6 @@ ERRORS: dict[str, dict[str, Effect]] = {
     "unlink": _all(TOLD, "EACCES", "ENOENT"),
     "stat": _all(TOLD, "EACCES", "ENOENT", "ENOMEM"),
     "mmap": _all(TOLD, "ENOMEM"),
-    "malloc": _all(TOLD, "ENOMEM"),
 }
 
 

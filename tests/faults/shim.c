@@ -26,7 +26,7 @@
     X(sendmsg) X(recvmsg) X(send) X(recv) X(accept4) X(getsockopt) X(setsockopt) X(getsockname)   \
     X(getpeername) X(shutdown) X(close) X(fcntl) X(ioctl) X(fstat) X(dup) X(open) X(socketpair)   \
     X(socket) X(bind) X(listen) X(pipe2) X(epoll_create1) X(epoll_ctl) X(poll) X(pidfd_open)      \
-    X(fork) X(execve) X(waitpid) X(kill) X(unlink) X(stat) X(mmap) X(malloc)
+    X(fork) X(execve) X(waitpid) X(kill) X(unlink) X(stat) X(mmap)
 
 enum {
 #define NUMBER(name) CALL_##name,
@@ -105,15 +105,6 @@ long fault_count(int call)
     return state ? state->counts[call] : 0;
 }
 
-static int has_the_gil(void)
-{
-    static int (*check)(void);
-
-    if (!check)
-        check = dlsym(RTLD_DEFAULT, "PyGILState_Check");
-    return check && check();
-}
-
 /* Whether this use of a call is to fail; then errno is set. */
 static int fails(int call, int fd)
 {
@@ -123,9 +114,6 @@ static int fails(int call, int fd)
         return 0;
     /* In a child only what becomes of it may fail: it is not the process under test. */
     if (call != CALL_execve && state->pid != getpid())
-        return 0;
-    /* Whoever allocates need not be Python. */
-    if (hook && call == CALL_malloc && !has_the_gil())
         return 0;
     if (hook && call != CALL_execve) {
         inside = 1;
@@ -335,16 +323,23 @@ WITH_ONE_MORE(ioctl, ioctl, int, unsigned long)
 OPEN(open)
 OPEN(open64)
 
+/* Whether this may be a buffer. The interpreter's arenas have one MiB, and the hook, which runs
+ * Python, must not be called while one is made. */
+static int is_buffer(size_t n, int flags)
+{
+    return n >= (size_t)128 << 10 && n != (size_t)1 << 20 && !(flags & MAP_STACK);
+}
+
 void *mmap(void *a, size_t n, int p, int f, int fd, off_t o)
 {
     REAL(void *, mmap, void *, size_t, int, int, int, off_t);
-    return fails(CALL_mmap, fd) ? MAP_FAILED : real(a, n, p, f, fd, o);
+    return is_buffer(n, f) && fails(CALL_mmap, fd) ? MAP_FAILED : real(a, n, p, f, fd, o);
 }
 
 void *mmap64(void *a, size_t n, int p, int f, int fd, off64_t o)
 {
     REAL(void *, mmap64, void *, size_t, int, int, int, off64_t);
-    return fails(CALL_mmap, fd) ? MAP_FAILED : real(a, n, p, f, fd, o);
+    return is_buffer(n, f) && fails(CALL_mmap, fd) ? MAP_FAILED : real(a, n, p, f, fd, o);
 }
 
 void *mremap(void *a, size_t n, size_t m, int f, ...)
@@ -357,27 +352,4 @@ void *mremap(void *a, size_t n, size_t m, int f, ...)
     where = va_arg(arguments, void *);
     va_end(arguments);
     return fails(CALL_mmap, -1) ? MAP_FAILED : real(a, n, m, f, where);
-}
-
-/* Buffers alone: smaller ones are the interpreter's, which has its own ways to end then. */
-#define LARGE ((size_t)64 * 1024)
-
-extern void *__libc_malloc(size_t);
-extern void *__libc_realloc(void *, size_t);
-extern void *__libc_calloc(size_t, size_t);
-
-void *malloc(size_t n)
-{
-    return n >= LARGE && fails(CALL_malloc, -1) ? NULL : __libc_malloc(n);
-}
-
-void *realloc(void *p, size_t n)
-{
-    return n >= LARGE && fails(CALL_malloc, -1) ? NULL : __libc_realloc(p, n);
-}
-
-void *calloc(size_t count, size_t size)
-{
-    return count && size >= LARGE / count && fails(CALL_malloc, -1) ? NULL
-                                                                     : __libc_calloc(count, size);
 }

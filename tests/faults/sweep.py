@@ -32,7 +32,6 @@ NOT_OURS: dict[tuple[str, str, str], str] = {
     ("", "ioctl", "by base_events"): PIPES,
     ("", "fstat", "by base_events"): PIPES,
     ("uvloop", "epoll_ctl", ""): "libuv ends the process (uv__io_poll)",
-    ("uvloop", "malloc", ""): "libuv ends the process",
 }
 
 # What fails for good rather than once, in the short form too.

@@ -169,7 +169,7 @@ class World:
             return True
         if not starts or self.cell.call is None:
             return False
-        if self.cell.call in ("mmap", "malloc") and isinstance(error, MemoryError):
+        if self.cell.call == "mmap" and isinstance(error, MemoryError):
             return True
         return isinstance(error, OSError) and error.errno == self.cell.error
 
