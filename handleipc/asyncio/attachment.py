@@ -11,17 +11,21 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator
 
+from handleipc.ancillary import discard
 from handleipc.asyncio import hangups
 from handleipc.asyncio.emitter import Emitter
 from handleipc.exceptions import ChannelBusy, ChannelClosed
-from handleipc.ownership import Owned
+from handleipc.ownership import Owned, in_copies
 from handleipc.system import System
 
-__all__ = ["NO_THREAD", "Attachment"]
+__all__ = ["NO_THREAD", "Attachment", "process_system"]
 
 # What a channel that no thread may use has for its thread.
 NO_THREAD = -1
-_clock = System().clock
+
+# One process, one budget of descriptors in flight.
+process_system = System(close=discard)
+in_copies(process_system.in_flight.start_again)
 
 
 class Attachment(Emitter, Owned):
@@ -162,7 +166,7 @@ class Attachment(Emitter, Owned):
     def _arm_timer(self, deadline: float | None) -> None:
         if deadline is None:
             return
-        when = deadline - _clock() + self._loop.time()
+        when = deadline - process_system.clock() + self._loop.time()
         # An earlier timer that fires for nothing costs less than one rearmed at every read.
         # Kept here: what uvloop returns for one that is due already cannot be asked.
         if self._timer is None or self._timer_at > when:

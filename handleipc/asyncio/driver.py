@@ -18,8 +18,8 @@ import socket
 import sys
 import time
 
-from handleipc.ancillary import Refused, discard
-from handleipc.asyncio.attachment import NO_THREAD, Attachment
+from handleipc.ancillary import Refused
+from handleipc.asyncio.attachment import NO_THREAD, Attachment, process_system
 from handleipc.exceptions import (
     ChannelBroken,
     ChannelClosed,
@@ -30,15 +30,10 @@ from handleipc.exceptions import (
 )
 from handleipc.framing import MAX_ENDS, Batch
 from handleipc.link import Link
-from handleipc.ownership import in_copies
 from handleipc.protocol import ChannelProtocol, State
-from handleipc.system import System
+from handleipc.stages import Stage
 
 __all__ = ["Aborted", "Driver", "process_system"]
-
-# One process, one budget of descriptors in flight.
-process_system = System(close=discard)
-in_copies(process_system.in_flight.start_again)
 
 # Bytes written before the event loop gets its turn.
 WRITE_BUDGET = 1024 * 1024
