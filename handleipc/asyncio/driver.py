@@ -117,7 +117,6 @@ class Driver(Attachment):
         return self._link.peer_pid()
 
     def _node_pid(self) -> int:
-        """Return the same if the peer may be another program than this package; else 0."""
         return 0 if self._protocol.outgoing.native else self._peer_pid()
 
     @property
@@ -302,8 +301,7 @@ class Driver(Attachment):
                 self._read_again_at = now + self._limits.in_flight_delay_max
                 return
         if isinstance(error, ConnectionError):
-            # ECONNRESET: the peer closed with something of ours unread. What it had sent was
-            # delivered before this.
+            # ECONNRESET: the peer closed with something of ours unread.
             self._end()
         else:
             self._end(LocalProtocolError(f"the channel cannot be read: {error.strerror}"))
