@@ -15,6 +15,7 @@
  */
 
 #define HIPC_MAX_FDS 253      /* SCM_MAX_FD of Linux: the most that one sendmsg can carry */
+#define HIPC_READ_FDS 254     /* the most that one read can bring, where others send more */
 #define HIPC_SET_FIELDS 4     /* ints per descriptor set in hipc_reader.sets */
 #define HIPC_ADDRESS_SIZE 128 /* sizeof(struct sockaddr_storage), checked where it is used */
 
@@ -61,7 +62,7 @@ typedef struct hipc_reader {
     int32_t *kinds;     /* report: hipc_kind of each */
     int32_t max_ends;
     int32_t max_sets;
-    int32_t max_fds;    /* at least HIPC_MAX_FDS; `kinds` has the same size */
+    int32_t max_fds;    /* at least HIPC_READ_FDS; `kinds` has the same size */
 
     uint64_t position;  /* stream offset of data[0] */
     size_t consumed;    /* bytes at the front that the caller has taken */

@@ -38,6 +38,8 @@ typedef union control {
     char bytes[CMSG_SPACE(sizeof(int) * HIPC_MAX_FDS)];
 } control;
 
+/* A BSD sender may fill the padding with a descriptor more. */
+_Static_assert(sizeof(control) - CMSG_LEN(0) <= sizeof(int) * HIPC_READ_FDS, "HIPC_READ_FDS");
 _Static_assert(sizeof(int) == sizeof(int32_t), "descriptors are reported as int32");
 _Static_assert(sizeof(struct sockaddr_storage) == HIPC_ADDRESS_SIZE, "address size");
 
@@ -82,15 +84,15 @@ int hipc_close(int fd)
     return close(fd) == 0 || errno == EINTR ? 0 : -errno;
 }
 
-/* Take the descriptors out of one control message and report them, classified and prepared. */
-static int32_t take_fds(hipc_reader *reader, struct cmsghdr *message)
+/* Take the descriptors in these bytes of a control message and report them, classified and
+ * prepared. */
+static int32_t take_fds(hipc_reader *reader, const char *data, size_t bytes)
 {
-    size_t bytes = message->cmsg_len - CMSG_LEN(0);
     int32_t count = (int32_t)(bytes / sizeof(int));
     int on = 1;
 
-    /* memcpy and not a cast: CMSG_DATA is not aligned for int everywhere. */
-    memcpy(reader->fds + reader->n_fds, CMSG_DATA(message), (size_t)count * sizeof(int));
+    /* memcpy and not a cast: the data of a control message is not aligned for int everywhere. */
+    memcpy(reader->fds + reader->n_fds, data, (size_t)count * sizeof(int));
     for (int32_t i = 0; i < count; i++) {
         int fd = reader->fds[reader->n_fds + i];
         int32_t kind = hipc_kind(fd);
@@ -108,20 +110,46 @@ static int32_t take_fds(hipc_reader *reader, struct cmsghdr *message)
     return count;
 }
 
+/*
+ * Walk `length` bytes of control messages and take all descriptors. Kinds we never asked for are
+ * skipped, and a second SCM_RIGHTS (Linux joins them, others need not) must not be leaked.
+ *
+ * By hand and not with CMSG_NXTHDR: a message that was cut off may give the length it had before
+ * (macOS), and what lies behind `length` is not ours to read.
+ */
+static int32_t take_control(hipc_reader *reader, const char *bytes, size_t length)
+{
+    int32_t count = 0;
+
+    while (length >= CMSG_LEN(0)) {
+        struct cmsghdr header;
+        size_t size, step;
+
+        memcpy(&header, bytes, sizeof(header));
+        size = header.cmsg_len < length ? header.cmsg_len : length;
+        if (size < CMSG_LEN(0))
+            break;
+        if (header.cmsg_level == SOL_SOCKET && header.cmsg_type == SCM_RIGHTS)
+            count += take_fds(reader, bytes + CMSG_LEN(0), size - CMSG_LEN(0));
+        step = CMSG_SPACE(size - CMSG_LEN(0));
+        if (step >= length)
+            break;
+        bytes += step;
+        length -= step;
+    }
+    return count;
+}
+
 /* Record the descriptors and the loss, if any, of one read that put bytes [start, filled). */
-static void report_set(hipc_reader *reader, struct msghdr *header, size_t start)
+static void report_set(hipc_reader *reader, const control *room, const struct msghdr *header,
+                       size_t start)
 {
     int32_t *set = reader->sets + (size_t)reader->n_sets * HIPC_SET_FIELDS;
-    int32_t count = 0;
+    size_t length = header->msg_controllen;
     int truncated = (header->msg_flags & MSG_CTRUNC) != 0;
+    int32_t count =
+        take_control(reader, room->bytes, length < sizeof(*room) ? length : sizeof(*room));
 
-    /* Every control message is walked: kinds we never asked for are skipped, and a second
-     * SCM_RIGHTS (Linux joins them, others need not) must not be leaked. */
-    for (struct cmsghdr *message = CMSG_FIRSTHDR(header); message != NULL;
-         message = CMSG_NXTHDR(header, message)) {
-        if (message->cmsg_level == SOL_SOCKET && message->cmsg_type == SCM_RIGHTS)
-            count += take_fds(reader, message);
-    }
     /* With no free descriptor slot the kernel delivers the bytes, no control message at all, and
      * only this flag: a set of zero descriptors keeps the loss in its place. */
     if (count == 0 && !truncated)
@@ -154,7 +182,7 @@ static ssize_t receive_once(int fd, hipc_reader *reader, size_t limit)
     if (got < 0)
         return -errno;
     reader->filled += (size_t)got;
-    report_set(reader, &header, start);
+    report_set(reader, &room, &header, start);
     return got;
 }
 
@@ -169,7 +197,7 @@ int hipc_receive(int fd, hipc_reader *reader, size_t budget)
         ssize_t got;
 
         if (received >= budget || reader->n_ends == reader->max_ends ||
-            reader->n_sets == reader->max_sets || reader->max_fds - reader->n_fds < HIPC_MAX_FDS)
+            reader->n_sets == reader->max_sets || reader->max_fds - reader->n_fds < HIPC_READ_FDS)
             return HIPC_MORE;
         if (reader->filled == reader->capacity)
             return reader->n_ends > 0 ? HIPC_MORE : HIPC_FULL;

@@ -16,6 +16,7 @@ class FFI:
 
 class Lib:
     HIPC_MAX_FDS: int
+    HIPC_READ_FDS: int
     HIPC_SET_FIELDS: int
     HIPC_ADDRESS_SIZE: int
     HIPC_DRAINED: int

@@ -39,7 +39,7 @@ _hipc_shape = lib.hipc_shape
 MAX_ENDS = 4096
 MAX_SETS = 64
 # Four times the largest set: what one report may hold before anybody looks whether it was allowed.
-MAX_FDS = 4 * lib.HIPC_MAX_FDS
+MAX_FDS = 4 * lib.HIPC_READ_FDS
 INITIAL_CAPACITY = 256 * 1024
 # After a large message the buffer goes back to its usual size.
 SHRINK_ABOVE = 4 * 1024 * 1024

@@ -62,6 +62,9 @@ ssize_t __real_sendmsg(int fd, const struct msghdr *header, int flags);
 ssize_t __wrap_recvmsg(int fd, struct msghdr *header, int flags);
 ssize_t __wrap_sendmsg(int fd, const struct msghdr *header, int flags);
 
+/* A kernel of our own in place of recvmsg, or NULL. */
+static ssize_t (*played_recvmsg)(struct msghdr *header);
+
 static int interrupted(void)
 {
     if (interruptions == 0)
@@ -73,6 +76,8 @@ static int interrupted(void)
 
 ssize_t __wrap_recvmsg(int fd, struct msghdr *header, int flags)
 {
+    if (played_recvmsg != NULL)
+        return played_recvmsg(header);
     return interrupted() ? -1 : __real_recvmsg(fd, header, flags);
 }
 
@@ -131,7 +136,7 @@ static void new_reader(hipc_reader *reader, size_t capacity, int max_ends, int m
 
 static void usual_reader(hipc_reader *reader)
 {
-    new_reader(reader, 4096, 64, 8, 2 * HIPC_MAX_FDS);
+    new_reader(reader, 4096, 64, 8, 2 * HIPC_READ_FDS);
 }
 
 /* -- taking a report, as a caller does ------------------------------------------------------- */
@@ -321,7 +326,7 @@ static void test_feed_of_every_split(void)
                 hipc_reader reader;
                 taken out = {0};
 
-                new_reader(&reader, capacity, 1 + (int)(first % 4), 1, HIPC_MAX_FDS);
+                new_reader(&reader, capacity, 1 + (int)(first % 4), 1, HIPC_READ_FDS);
                 feed_all(&reader, STREAM, first, &out);
                 feed_all(&reader, STREAM + first, second - first, &out);
                 feed_all(&reader, STREAM + second, STREAM_LENGTH - second, &out);
@@ -337,7 +342,7 @@ static void test_feed_of_single_bytes(void)
     hipc_reader reader;
     taken out = {0};
 
-    new_reader(&reader, LONGEST, 1, 1, HIPC_MAX_FDS);
+    new_reader(&reader, LONGEST, 1, 1, HIPC_READ_FDS);
     for (size_t i = 0; i < STREAM_LENGTH; i++)
         feed_all(&reader, STREAM + i, 1, &out);
     check_stream(&reader, &out);
@@ -349,7 +354,7 @@ static void test_feed_of_line_longer_than_every_small_buffer(void)
     for (size_t capacity = 0; capacity < 6; capacity++) {
         hipc_reader reader;
 
-        new_reader(&reader, capacity, 1, 1, HIPC_MAX_FDS);
+        new_reader(&reader, capacity, 1, 1, HIPC_READ_FDS);
         CHECK_EQUAL(hipc_feed(&reader, guarded_copy("efghij\n", 7), 7), capacity);
         CHECK_EQUAL(hipc_feed(&reader, guarded_copy("x", 1), 1), 0);
         CHECK_EQUAL(reader.n_ends, 0);
@@ -363,7 +368,7 @@ static void test_feed_with_newline_at_the_last_byte(void)
 {
     hipc_reader reader;
 
-    new_reader(&reader, 4, 1, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 4, 1, 1, HIPC_READ_FDS);
     CHECK_EQUAL(hipc_feed(&reader, guarded_copy("abc\n", 4), 4), 4);
     CHECK_EQUAL(reader.n_ends, 1);
     CHECK_EQUAL(reader.ends[0], 4);
@@ -374,7 +379,7 @@ static void test_feed_of_empty_lines(void)
 {
     hipc_reader reader;
 
-    new_reader(&reader, 3, 3, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 3, 3, 1, HIPC_READ_FDS);
     CHECK_EQUAL(hipc_feed(&reader, guarded_copy("\n\n\n", 3), 3), 3);
     CHECK_EQUAL(reader.n_ends, 3);
     for (int i = 0; i < 3; i++)
@@ -386,7 +391,7 @@ static void test_feed_resumed_after_ends_were_full(void)
 {
     hipc_reader reader;
 
-    new_reader(&reader, 16, 2, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 16, 2, 1, HIPC_READ_FDS);
     CHECK_EQUAL(hipc_feed(&reader, guarded_copy("a\nb\nc\ndd\ne", 10), 10), 10);
     CHECK_EQUAL(reader.n_ends, 2);
     CHECK_EQUAL(reader.scanned, 4);
@@ -428,7 +433,7 @@ static void test_compact_at_every_offset(void)
     for (size_t consumed = 0; consumed <= 8; consumed++) {
         hipc_reader reader;
 
-        new_reader(&reader, 8, 1, 1, HIPC_MAX_FDS);
+        new_reader(&reader, 8, 1, 1, HIPC_READ_FDS);
         memcpy(reader.data, "12345678", 8);
         reader.position = 100;
         reader.filled = reader.scanned = 8;
@@ -438,7 +443,7 @@ static void test_compact_at_every_offset(void)
         CHECK_EQUAL(reader.consumed, 0);
         CHECK_EQUAL(reader.filled, 8 - consumed);
         CHECK_EQUAL(reader.scanned, 8 - consumed);
-        CHECK(memcmp(reader.data, "12345678" + consumed, 8 - consumed) == 0);
+        CHECK(memcmp(reader.data, &"12345678"[consumed], 8 - consumed) == 0);
     }
 }
 
@@ -456,7 +461,7 @@ static void test_receive_of_every_split(void)
             int pair[2], outcome;
 
             make_pair(pair);
-            new_reader(&reader, capacity, 1 + (int)(cut % 4), 1, HIPC_MAX_FDS);
+            new_reader(&reader, capacity, 1 + (int)(cut % 4), 1, HIPC_READ_FDS);
             put(pair[0], STREAM, cut);
             while ((outcome = hipc_receive(pair[1], &reader, 1 + cut % 5)) == HIPC_MORE)
                 take_lines(&reader, &out);
@@ -503,7 +508,7 @@ static void test_receive_with_budget(void)
 
     make_pair(pair);
     send_buffer(pair[0], 4 << 20);
-    new_reader(&reader, 4 << 20, 4, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 4 << 20, 4, 1, HIPC_READ_FDS);
     sent = hipc_send(pair[0], block, 0, sizeof(block), NULL, 0);
     CHECK(sent > 0);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, 0), HIPC_MORE);
@@ -523,7 +528,7 @@ static void test_receive_into_full_buffer(void)
     int pair[2];
 
     make_pair(pair);
-    new_reader(&reader, 8, 4, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 8, 4, 1, HIPC_READ_FDS);
     put(pair[0], "12345678\n", 9);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_FULL);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_FULL);
@@ -544,7 +549,7 @@ static void test_receive_into_full_buffer_with_complete_line(void)
     int pair[2];
 
     make_pair(pair);
-    new_reader(&reader, 8, 4, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 8, 4, 1, HIPC_READ_FDS);
     put(pair[0], "123\n5678\n", 9);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_MORE);
     take_lines(&reader, &out);
@@ -563,7 +568,7 @@ static void test_receive_after_ends_were_full(void)
     int pair[2];
 
     make_pair(pair);
-    new_reader(&reader, 64, 2, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 64, 2, 1, HIPC_READ_FDS);
     put(pair[0], "1\n2\n3\n4\n5\n", 10);
     for (int lines = 2; lines <= 4; lines += 2) {
         CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_MORE);
@@ -621,7 +626,7 @@ static void test_receive_when_a_read_fails_behind_buffered_lines(void)
     int pair[2];
 
     make_pair(pair);
-    new_reader(&reader, 64, 2, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 64, 2, 1, HIPC_READ_FDS);
     put(pair[0], "1\n2\n3\n", 6);
     put(pair[1], "unread", 6);
     CHECK(close(pair[0]) == 0);
@@ -670,7 +675,7 @@ static void test_receive_of_every_number_of_fds(void)
 
         make_pair(pair);
         put_with_fds(pair[0], "x\n", fds, count);
-        new_reader(&reader, 16, 2, 2, 2 * HIPC_MAX_FDS);
+        new_reader(&reader, 16, 2, 2, 2 * HIPC_READ_FDS);
         CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_DRAINED);
         CHECK_EQUAL(reader.n_sets, 1);
         CHECK_EQUAL(reader.n_fds, count);
@@ -693,7 +698,7 @@ static void test_receive_of_most_fds_into_smallest_report(void)
     make_pair(pair);
     put_with_fds(pair[0], "x\n", fds, HIPC_MAX_FDS);
     put_with_fds(pair[0], "y\n", fds, 1);
-    new_reader(&reader, 16, 2, 2, HIPC_MAX_FDS);
+    new_reader(&reader, 16, 2, 2, HIPC_READ_FDS);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_MORE);
     CHECK_EQUAL(reader.n_fds, HIPC_MAX_FDS);
     /* Nothing is taken: nothing more is read, so nothing can be lost. */
@@ -746,7 +751,7 @@ static void test_receive_when_sets_are_full(void)
     make_pair(pair);
     for (int i = 0; i < 3; i++)
         put_with_fds(pair[0], "h\n", &file, 1);
-    new_reader(&reader, 64, 8, 2, 4 * HIPC_MAX_FDS);
+    new_reader(&reader, 64, 8, 2, 4 * HIPC_READ_FDS);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_MORE);
     CHECK_EQUAL(reader.n_sets, 2);
     close_fds(&reader);
@@ -767,7 +772,7 @@ static void test_receive_when_fds_are_nearly_full(void)
     make_pair(pair);
     for (int i = 0; i < 12; i++)
         put_with_fds(pair[0], "h\n", &file, 1);
-    new_reader(&reader, 64, 16, 16, HIPC_MAX_FDS + 10);
+    new_reader(&reader, 64, 16, 16, HIPC_READ_FDS + 10);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_MORE);
     CHECK_EQUAL(reader.n_fds, 11);
     close_fds(&reader);
@@ -790,7 +795,7 @@ static void test_receive_of_fds_in_short_reads(void)
 
         make_pair(pair);
         put_with_fds(pair[0], LINE, files, 2);
-        new_reader(&reader, capacity, 4, 4, 2 * HIPC_MAX_FDS);
+        new_reader(&reader, capacity, 4, 4, 2 * HIPC_READ_FDS);
         CHECK_EQUAL(hipc_receive(pair[1], &reader, 1), HIPC_MORE);
         CHECK_EQUAL(reader.n_sets, 1);
         CHECK_SET(&reader, 0, 0, (int)first, 2, 0);
@@ -816,7 +821,7 @@ static void test_receive_of_remainder_with_the_next_set(void)
     make_pair(pair);
     put_with_fds(pair[0], "abcd\n", files, 1);
     put_with_fds(pair[0], "efg\n", files + 1, 1);
-    new_reader(&reader, 5, 4, 4, 2 * HIPC_MAX_FDS);
+    new_reader(&reader, 5, 4, 4, 2 * HIPC_READ_FDS);
     reader.filled = reader.scanned = 3; /* as if "xyz" had been left over: room for two bytes */
     memcpy(reader.data, "xyz", 3);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, ALL), HIPC_FULL);
@@ -946,6 +951,141 @@ static void test_receive_of_other_control_messages(void)
     CHECK(close(file) == 0);
 }
 
+/* -- what kernels other than Linux may deliver ----------------------------------------------- */
+
+/* The control data of the played kernel, and how much of it the header will say there is. */
+static char played_control[2048];
+static size_t played_length, played_said;
+static int played_flags;
+
+static ssize_t deliver(struct msghdr *header)
+{
+    size_t room = header->msg_controllen < played_length ? header->msg_controllen : played_length;
+
+    memcpy(header->msg_control, played_control, room);
+    header->msg_controllen = played_said;
+    header->msg_flags = played_flags;
+    memcpy(header->msg_iov->iov_base, "x\n", 2);
+    return 2;
+}
+
+static void play_nothing(void)
+{
+    memset(played_control, 0, sizeof(played_control));
+    played_length = played_said = 0;
+    played_flags = 0;
+}
+
+/* Append a control message that says it has `said` ints, of which there are `count`. */
+static void play(int level, int type, size_t said, size_t count)
+{
+    struct cmsghdr header;
+    char *at = played_control + played_length;
+
+    memset(&header, 0, sizeof(header));
+    header.cmsg_level = level;
+    header.cmsg_type = type;
+    header.cmsg_len = CMSG_LEN(said * sizeof(int));
+    memcpy(at, &header, sizeof(header));
+    for (size_t i = 0; i < count; i++) {
+        int fd = 100000 + (int)i;
+
+        memcpy(at + CMSG_LEN(0) + i * sizeof(int), &fd, sizeof(fd));
+    }
+    played_length += CMSG_SPACE(count * sizeof(int));
+    played_said = played_length;
+}
+
+/* Receive once from the played kernel, and check that as many descriptors arrived, in order. */
+static void check_played(int line, hipc_reader *reader, int count, int truncated)
+{
+    int before = reader->n_fds;
+
+    played_recvmsg = deliver;
+    check_equal(line, "outcome", hipc_receive(-1, reader, 2), HIPC_MORE);
+    played_recvmsg = NULL;
+    check_equal(line, "descriptors", reader->n_fds - before, count);
+    for (int i = 0; i < count; i++)
+        check_equal(line, "a kind", reader->kinds[before + i], -EBADF);
+    if (count == 0 && !truncated)
+        return;
+    check_set(line, reader, reader->n_sets - 1, (int)reader->filled - 2, (int)reader->filled,
+              count, truncated);
+}
+
+#define CHECK_PLAYED(reader, count, truncated) check_played(__LINE__, reader, count, truncated)
+
+/* A message that was cut off may still say how long it was (macOS). */
+static void test_receive_of_control_that_was_cut_off(void)
+{
+    hipc_reader reader;
+
+    usual_reader(&reader);
+    play_nothing();
+    play(SOL_SOCKET, SCM_RIGHTS, 300, 254);
+    played_flags = MSG_CTRUNC;
+    CHECK_PLAYED(&reader, 254, 1);
+    for (int i = 0; i < 254; i++)
+        CHECK_EQUAL(reader.fds[i], 100000 + i);
+}
+
+/* One descriptor more than Linux sends fits into the padding, and into the smallest report. */
+static void test_receive_of_one_more_than_linux_sends(void)
+{
+    hipc_reader reader;
+
+    play_nothing();
+    play(SOL_SOCKET, SCM_RIGHTS, 254, 254);
+    new_reader(&reader, 64, 8, 8, HIPC_READ_FDS);
+    CHECK_PLAYED(&reader, 254, 0);
+    new_reader(&reader, 64, 8, 8, 2 * HIPC_READ_FDS - 1);
+    CHECK_PLAYED(&reader, 254, 0);
+    CHECK_EQUAL(hipc_receive(-1, &reader, ALL), HIPC_MORE);
+}
+
+/* Lengths that cannot be are not believed, and end the walk. */
+static void test_receive_of_impossible_lengths(void)
+{
+    const size_t lengths[] = {0, 1, CMSG_LEN(0) - 1, SIZE_MAX, SIZE_MAX / 2, INT32_MAX};
+
+    for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+        struct cmsghdr header;
+        hipc_reader reader;
+        int whole = lengths[i] >= CMSG_LEN(0);
+
+        usual_reader(&reader);
+        play_nothing();
+        play(SOL_SOCKET, SCM_RIGHTS, 254, 254);
+        memcpy(&header, played_control, sizeof(header));
+        header.cmsg_len = lengths[i];
+        memcpy(played_control, &header, sizeof(header));
+        CHECK_PLAYED(&reader, whole ? 254 : 0, 0);
+        reader.n_fds = 0;
+        played_said = SIZE_MAX; /* more than there is room for */
+        CHECK_PLAYED(&reader, whole ? 254 : 0, 0);
+        reader.n_fds = 0;
+        played_said = CMSG_LEN(0) - 1;
+        CHECK_PLAYED(&reader, 0, 0);
+    }
+}
+
+/* Several messages of any kind, of which the last is cut off within a descriptor. */
+static void test_receive_of_several_control_messages(void)
+{
+    hipc_reader reader;
+
+    usual_reader(&reader);
+    play_nothing();
+    play(SOL_SOCKET, SCM_RIGHTS, 3, 3);
+    play(SOL_SOCKET, SCM_CREDENTIALS, 3, 3);
+    play(SOL_SOCKET, SCM_RIGHTS, 0, 0);
+    play(IPPROTO_IP, SCM_RIGHTS, 1, 1);
+    play(SOL_SOCKET, SCM_RIGHTS, 4, 4);
+    CHECK_PLAYED(&reader, 7, 0);
+    played_said -= sizeof(int) + 2;
+    CHECK_PLAYED(&reader, 5, 0);
+}
+
 /* -- hipc_send ------------------------------------------------------------------------------- */
 
 static char *patterned(size_t length)
@@ -986,7 +1126,7 @@ static void test_send_of_large_data_with_fds(void)
 
     make_pair(pair);
     send_buffer(pair[0], 4608);
-    new_reader(&reader, 3000, 4, 4, 2 * HIPC_MAX_FDS);
+    new_reader(&reader, 3000, 4, 4, 2 * HIPC_READ_FDS);
     while (sent < length) {
         /* The descriptors are given each time, as a careless caller would. */
         int64_t got = hipc_send(pair[0], data, sent, length, fds, 3);
@@ -1018,7 +1158,7 @@ static void test_send_in_part_with_fds(void)
     send_buffer(pair[0], 4608);
     sent = hipc_send(pair[0], patterned(length), 0, length, fds, 3);
     CHECK(sent > 0 && sent < (int64_t)length);
-    new_reader(&reader, 1, 1, 1, HIPC_MAX_FDS);
+    new_reader(&reader, 1, 1, 1, HIPC_READ_FDS);
     CHECK_EQUAL(hipc_receive(pair[1], &reader, 1), HIPC_MORE);
     CHECK_SET(&reader, 0, 0, 1, 3, 0);
     close_fds(&reader);
@@ -1040,7 +1180,7 @@ static void test_send_to_full_socket(void)
     CHECK(sent > 0 && sent < (int64_t)REGION_SIZE);
     CHECK_EQUAL(hipc_send(pair[0], "x", 0, 1, NULL, 0), -EAGAIN);
     CHECK_EQUAL(hipc_send(pair[0], "x", 0, 1, &file, 1), -EAGAIN);
-    new_reader(&reader, 3000, 4, 4, 2 * HIPC_MAX_FDS);
+    new_reader(&reader, 3000, 4, 4, 2 * HIPC_READ_FDS);
     drain_pattern(pair[1], &reader, &received, &n_fds);
     CHECK_EQUAL(received, sent);
     CHECK_EQUAL(n_fds, 0);
@@ -1169,7 +1309,7 @@ static void test_send_of_large_parts(void)
 
     make_pair(pair);
     send_buffer(pair[0], 4608);
-    new_reader(&reader, 3000, 4, 4, 2 * HIPC_MAX_FDS);
+    new_reader(&reader, 3000, 4, 4, 2 * HIPC_READ_FDS);
     while (sent < length) {
         int64_t got = hipc_send_parts(pair[0], data, head, data + head, length - head - tail,
                                       data + length - tail, tail, sent, &file, 1);
@@ -1863,6 +2003,10 @@ static const struct {
     TEST(test_receive_of_fds_with_no_slot_free),
     TEST(test_receive_prepares_fds),
     TEST(test_receive_of_other_control_messages),
+    TEST(test_receive_of_control_that_was_cut_off),
+    TEST(test_receive_of_one_more_than_linux_sends),
+    TEST(test_receive_of_impossible_lengths),
+    TEST(test_receive_of_several_control_messages),
     TEST(test_send_of_large_data_with_fds),
     TEST(test_send_in_part_with_fds),
     TEST(test_send_to_full_socket),
