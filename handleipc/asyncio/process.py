@@ -59,6 +59,8 @@ class Child(Channel):
 
     EVENTS: ClassVar[frozenset[str]] = Channel.EVENTS | {"exit", "close"}
 
+    _pidfd = -1
+
     stdin: asyncio.StreamWriter | None = None
     stdout: asyncio.StreamReader | None = None
     stderr: asyncio.StreamReader | None = None
@@ -74,7 +76,6 @@ class Child(Channel):
     ) -> None:
         self._process = process
         self._has_reaper = self._exit_told = False
-        self._pidfd = -1
         self._pipes: list[asyncio.Future[None]] = []
         self._transports: list[asyncio.BaseTransport] = []
         super().__init__(sock, limits, inviting=invited, accept_handles=accept_handles)
@@ -167,6 +168,9 @@ class Child(Channel):
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             self._close_pidfd()
+
+    def __del__(self) -> None:
+        self._close_pidfd()  # its loop was closed without a word
 
     def _close_pidfd(self) -> None:
         if self._pidfd >= 0:
