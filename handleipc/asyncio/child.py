@@ -50,6 +50,7 @@ class Child(Channel):
 
     EVENTS: ClassVar[frozenset[str]] = Channel.EVENTS | {"exit", "close"}
 
+    _pidfd = -1
     _crashed = False
     """Whether it ended with an error, its channel open, and nobody here had asked it to end."""
 
@@ -70,7 +71,6 @@ class Child(Channel):
         self._has_reaper = self._exit_told = self._was_asked_to_end = False
         self._openers = Waiters()
         self._exit_wait: asyncio.TimerHandle | None = None
-        self._pidfd = -1
         self._pipes: list[asyncio.Future[None]] = []
         self._transports: list[asyncio.BaseTransport] = []
         super().__init__(sock, limits, inviting=invited, accept_handles=accept_handles)
@@ -207,6 +207,9 @@ class Child(Channel):
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             self._close_pidfd()
+
+    def __del__(self) -> None:
+        self._close_pidfd()  # its loop was closed without a word
 
     def _close_pidfd(self) -> None:
         if self._pidfd >= 0:

@@ -22,11 +22,22 @@ async def open_writer(pipe: IO[bytes]) -> tuple[asyncio.BaseTransport, asyncio.S
 async def open_reader(
     pipe: IO[bytes],
 ) -> tuple[asyncio.BaseTransport, asyncio.StreamReader, asyncio.Future[None]]:
-    """Return a transport, which owns the pipe from here on, its stream, and when it has ended."""
+    """Return a transport, which owns the pipe from here on, its stream, and when it has ended.
+
+    Raises:
+        OSError: the pipe cannot be watched. It may be closed already.
+    """
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(loop=loop)
     ended = loop.create_future()
     transport, _ = await loop.connect_read_pipe(lambda: _PipeProtocol(reader, loop, ended), pipe)
+    try:
+        # asyncio begins to read in a callback, where nobody hears that the kernel refused it.
+        transport.pause_reading()
+        transport.resume_reading()
+    except BaseException:
+        transport.close()
+        raise
     return transport, reader, ended
 
 

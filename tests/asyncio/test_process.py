@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import signal
 import socket
@@ -504,9 +505,9 @@ def test_exit_after_a_loop_that_was_just_closed() -> None:
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert child.exited
     assert child.returncode == 7
-    child._forget_pidfd()
-    child._receiver.close()
     child._sock.close()
+    del child
+    gc.collect()  # and the fixture counts descriptors
 
 
 # -- options -------------------------------------------------------------------------------------

@@ -263,7 +263,7 @@ async def test_users_and_groups(tmp_path: Path, bound: bool) -> None:
     [
         ({"limits": 7}, TypeError, r"limits=7: give handleipc.Limits\("),
         ({"limits": {"line": 7}}, TypeError, "limits="),
-        ({"stdout": "pipe"}, TypeError, "stdout='pipe': give PIPE"),
+        ({"stdout": "pipe"}, AttributeError, "stdout='pipe': give PIPE"),
         ({"user": "nobody-of-this-name"}, (KeyError, ValueError), "nobody"),
         ({"pass_fds": [-1]}, OSError, "pass_fds: -1 is not open"),
     ],
@@ -365,6 +365,36 @@ async def test_pipes_that_cannot_be_opened(monkeypatch, name: str) -> None:
     monkeypatch.setattr(loop, name, fail)
     with pytest.raises(OSError, match="allocate"):
         await handleipc.spawn(sys.executable, "-c", "input()", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+
+
+@pytest.mark.parametrize("refusals", [1, 1000])
+@pytest.mark.unhandled("[Errno 28] No space left on device")
+async def test_pipes_that_cannot_be_watched(monkeypatch, refusals: int) -> None:
+    """Nor is a pipe left that nobody reads, though asyncio says nothing to who asked for it."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        loop.call_exception_handler({"exception": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))})
+        pytest.skip("libuv aborts the process when the kernel refuses")
+    real, left = loop._add_reader, [refusals]
+
+    def add_reader(fd: int, callback: Any, *args: Any) -> Any:
+        if "ReadPipe" in repr(callback) and left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, callback, *args)
+
+    monkeypatch.setattr(loop, "_add_reader", add_reader)
+    starting = handleipc.spawn(sys.executable, "-c", "print(input())", stdin=PIPE, stdout=PIPE)
+    if refusals > 1:
+        with pytest.raises(OSError, match="No space"):
+            await starting
+        return
+    child = await starting
+    child.stdin.write(b"x\n")
+    async with asyncio.timeout(20):
+        assert await child.stdout.read() == b"x\n"
+        assert await child.wait() == 0
+    child.stdin.close()
 
 
 async def test_no_descriptor_left_to_start_with(descriptor_limit) -> None:
