@@ -17,7 +17,8 @@ from handleipc.asyncio.handles import register
 from handleipc.asyncio.process import Child, fork, parent, spawn
 from handleipc.asyncio.server import Server, listen, listen_unix
 from handleipc.asyncio.streams import StreamPending as _StreamPending
-from handleipc.conversions import Native
+from handleipc.connection import Socket
+from handleipc.conversions import BoundSocket, Native
 from handleipc.exceptions import (
     ChannelBroken,
     ChannelBusy,
@@ -46,6 +47,7 @@ del _StreamPending  # imported for what its module registers: asyncio's own obje
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoundSocket",
     "Channel",
     "ChannelBroken",
     "ChannelBusy",
@@ -69,6 +71,7 @@ __all__ = [
     "ProtocolError",
     "RemoteProtocolError",
     "Server",
+    "Socket",
     "UnsupportedHandle",
     "WorkerExited",
     "__version__",

@@ -12,10 +12,10 @@ import handleipc
 from handleipc import exceptions
 
 CONTRACT = """
-    Channel ChannelBroken ChannelBusy ChannelClosed ChannelFull Child Connection Conversion
+    BoundSocket Channel ChannelBroken ChannelBusy ChannelClosed ChannelFull Child Connection Conversion
     DescriptorReleased FileDescriptor HandleError HandleIPCError HandleNotDelivered Limits
     LineTooLong LocalProtocolError MalformedEnvelope MessageNotSerializable Native NoChannel
-    ProtocolError RemoteProtocolError Server UnsupportedHandle WorkerExited __version__ fork listen
+    ProtocolError RemoteProtocolError Server Socket UnsupportedHandle WorkerExited __version__ fork listen
     listen_unix parent register spawn
 """.split()
 

@@ -81,6 +81,9 @@ class Server(Emitter):
 
     EVENTS: ClassVar[frozenset[str]] = frozenset({"drop", "error"})
 
+    tag: ClassVar[str] = NET_SERVER
+    """What it travels as."""
+
     def __init__(self, sock: socket.socket, *, unlink: str | None = None) -> None:
         super().__init__(asyncio.get_running_loop())
         sock.setblocking(False)
