@@ -98,10 +98,11 @@ class Socket(stdlib_socket.socket):
     """A ``socket.socket`` that came from another process, or that a ``Connection`` became.
 
     Whoever has sent it may hold a copy, and O_NONBLOCK and SO_LINGER belong to all copies. So while
-    this object is non-blocking, as it comes, none of its calls waits, whatever the others set;
-    ``accept`` alone can be made to. Its close does not linger: SO_LINGER is cleared first, unless
-    this object was told to reset (on, with a time of 0). It counts as open in its server's
-    ``connections`` until it is closed, given away with ``detach`` or dropped, which warns.
+    this object is non-blocking, as it comes, nothing that it sends or receives waits, whatever the
+    others set; ``accept``, ``connect`` and ``sendfile`` alone can be made to. Its close does not
+    linger: SO_LINGER is cleared first, unless this object was told to reset (on, with a time of 0).
+    It counts as open in its server's ``connections`` until it is closed, given away with ``detach``
+    or dropped, which warns.
 
     Attributes:
         tag: what it was sent as: ``"net.Socket"`` for what was a ``Connection``, ``"net.Native"``,
