@@ -19,7 +19,8 @@ from handleipc.asyncio.process import Child, fork, parent, spawn
 from handleipc.asyncio.server import Server
 from handleipc.asyncio.streams import StreamPending as _StreamPending
 from handleipc.asyncio.target import freeze_support
-from handleipc.conversions import Native
+from handleipc.connection import Socket
+from handleipc.conversions import BoundSocket, Native
 from handleipc.exceptions import (
     ChannelBroken,
     ChannelBusy,
@@ -50,6 +51,7 @@ del _StreamPending  # imported for what its module registers: asyncio's own obje
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoundSocket",
     "Channel",
     "ChannelBroken",
     "ChannelBusy",
@@ -75,6 +77,7 @@ __all__ = [
     "ProtocolError",
     "RemoteProtocolError",
     "Server",
+    "Socket",
     "UnsupportedHandle",
     "WorkerExited",
     "__version__",

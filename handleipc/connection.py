@@ -7,7 +7,6 @@ handed over, becomes for those who read and write.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket as stdlib_socket
@@ -42,6 +41,8 @@ __all__ = [
 _STREAM_FAMILIES = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6, stdlib_socket.AF_UNIX)
 _MSG_DONTWAIT = stdlib_socket.MSG_DONTWAIT
 _MSG_PEEK = stdlib_socket.MSG_PEEK
+_SOL_SOCKET = stdlib_socket.SOL_SOCKET
+_SO_LINGER = stdlib_socket.SO_LINGER
 # macOS has no such flag; Python ignores SIGPIPE unless the program asks for it.
 _MSG_NOSIGNAL = getattr(stdlib_socket, "MSG_NOSIGNAL", 0)
 _NO_LINGER = struct.pack("ii", 0, 0)
@@ -90,18 +91,21 @@ def was_connected(sock: stdlib_socket.socket) -> bool:
 
 def clear_linger(sock: stdlib_socket.socket) -> None:
     """Have the close of this socket wait for nothing that a peer may have asked for."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _NO_LINGER)
+    try:
+        sock.setsockopt(_SOL_SOCKET, _SO_LINGER, _NO_LINGER)
+    except OSError:  # closed, or of a kind that knows no lingering
+        pass
 
 
 class Socket(stdlib_socket.socket):
     """A ``socket.socket`` that came from another process, or that a ``Connection`` became.
 
     Whoever has sent it may hold a copy, and O_NONBLOCK and SO_LINGER belong to all copies. So while
-    this object is non-blocking, as it comes, none of its calls waits, whatever the others set;
-    ``accept`` alone can be made to. Its close does not linger: SO_LINGER is cleared first, unless
-    this object was told to reset (on, with a time of 0). It counts as open in its server's
-    ``connections`` until it is closed, given away with ``detach`` or dropped, which warns.
+    this object is non-blocking, as it comes, nothing that it sends or receives waits, whatever the
+    others set; ``accept``, ``connect`` and ``sendfile`` alone can be made to. Its close does not
+    linger: SO_LINGER is cleared first, unless this object was told to reset (on, with a time of 0).
+    It counts as open in its server's ``connections`` until it is closed, given away with ``detach``
+    or dropped, which warns.
 
     Attributes:
         tag: what it was sent as: ``"net.Socket"`` for what was a ``Connection``, ``"net.Native"``,
@@ -204,7 +208,7 @@ class Socket(stdlib_socket.socket):
     def setsockopt(self, level: int, option: int, *value: Any) -> None:
         """Set an option, as ``socket.setsockopt``."""
         super().setsockopt(level, option, *value)
-        if (level, option) == (stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER):
+        if option == _SO_LINGER and level == _SOL_SOCKET:
             self._resets = value == (_RESET,)
 
     # -- ending ----------------------------------------------------------------------------------
@@ -214,10 +218,10 @@ class Socket(stdlib_socket.socket):
 
         It stays open, and counted, while ``makefile`` objects need it.
         """
-        if super().fileno() >= 0 and not self._resets:
+        if self.fileno() >= 0 and not self._resets:
             clear_linger(self)
         super().close()
-        if super().fileno() < 0:
+        if self.group is not None and self.fileno() < 0:
             self._count_down()
 
     def detach(self) -> int:
@@ -233,7 +237,7 @@ class Socket(stdlib_socket.socket):
 
     def __del__(self) -> None:
         # The base class would close it without a word to us.
-        if super().fileno() >= 0:
+        if self.fileno() >= 0:
             text = f"unclosed {self!r}"
             self.close()
             # Last, since a filter may turn it into an exception.

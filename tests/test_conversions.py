@@ -252,6 +252,10 @@ def test_pend_socket_does_not_linger() -> None:
         pending.delivered()
         assert server.fileno() < 0
         assert not lingers(copy)
+    with tcp_pair() as (_, server):
+        pending = pend_socket(server, False)
+        server.close()  # the caller's doing
+        pending.delivered()
 
 
 def test_pend_socket_that_is_closed() -> None:

@@ -12,10 +12,11 @@ import handleipc
 from handleipc import exceptions
 
 CONTRACT = """
-    Channel ChannelBroken ChannelBusy ChannelClosed ChannelFull Child Connection Conversion
-    DescriptorReleased FileDescriptor HandleError HandleIPCError HandleNotDelivered Limits
+    BoundSocket Channel ChannelBroken ChannelBusy ChannelClosed ChannelFull Child Connection
+    Conversion DescriptorReleased FileDescriptor ForkedCopy HandleError HandleIPCError HandleInDoubt
+    HandleNotDelivered Limits
     LineTooLong LocalProtocolError MalformedEnvelope MessageNotSerializable Native NoChannel
-    ProtocolError RemoteProtocolError Server UnsupportedHandle WorkerExited __version__ fork
+    ProtocolError RemoteProtocolError Server Socket UnsupportedHandle WorkerExited __version__ fork
     freeze_support listen listen_unix parent register spawn
 """.split()
 

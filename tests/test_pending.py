@@ -148,6 +148,8 @@ def test_held_handle_is_read_at_each_write() -> None:
     pending = Held("object", "t", read=lambda: numbers.pop(0), fds_needed=2)
     assert pending.filenos() == [3, 4]
     assert pending.filenos() == [5, 6]
+    numbers.append([7, 8])
+    assert pending.fileno() == 7
     assert not pending.is_given_away
 
 

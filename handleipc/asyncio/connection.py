@@ -56,7 +56,8 @@ class Connection(BaseConnection):
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Take the connection over as a pair of asyncio streams; ``head`` is read first.
 
-        They are a server's: ``writer.start_tls(context)`` waits for the client's handshake.
+        They are a server's: ``writer.start_tls(context)`` waits for the handshake of a client that
+        was told to begin it (STARTTLS); for one that begins with it, give ``ssl``.
 
         Args:
             ssl, ssl_handshake_timeout, ssl_shutdown_timeout: as ``start``.

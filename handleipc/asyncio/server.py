@@ -11,7 +11,7 @@ import socket as stdlib_socket
 from asyncio.trsock import TransportSocket
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from handleipc import codec
 from handleipc.asyncio.handles import default_registry
@@ -67,6 +67,9 @@ class Server(Listener):
     Raises:
         ValueError: ``untaken`` is less than 1.
     """
+
+    tag: ClassVar[str] = NET_SERVER
+    """What it travels as."""
 
     def __init__(
         self, sock: stdlib_socket.socket, *, unlink: str | None = None, untaken: int = UNTAKEN

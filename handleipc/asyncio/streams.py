@@ -111,14 +111,12 @@ def _pend_writer(writer: asyncio.StreamWriter, keep_open: bool) -> PendingHandle
     if reader is None:
         _refuse_read(writer, transport)
         return StreamPending(writer, transport, b"", resume=False, keep_open=keep_open)
-    is_reading = transport.is_reading()
-    if not (is_reading or _is_of_asyncio(transport) or reader._paused or reader._eof):
-        # Paused by the application; or in connection_made(), after which uvloop reads all the same.
+    if not _is_of_asyncio(transport) and _is_being_made(transport, reader):
         raise UnsupportedHandle(
-            "this StreamWriter is paused, or not connected yet and about to read, which uvloop does"
-            " not tell: send it from a coroutine, as start_server() runs an `async def` callback,"
-            " and not paused"
+            "this StreamWriter has yet to begin to read, which uvloop does even if it is paused:"
+            " send it from a coroutine, as start_server() runs an `async def` callback"
         )
+    is_reading = transport.is_reading()
     unread = bytes(reader._buffer)
     options = codec.spell({"unread": conversions.spell_unread(unread)}) if unread else b""
     return StreamPending(writer, transport, options, resume=is_reading, keep_open=keep_open)
@@ -136,6 +134,16 @@ def _reader_of(writer: asyncio.StreamWriter, transport: asyncio.Transport) -> An
     return reader if cast(Any, protocol)._stream_reader is reader else None
 
 
+def _is_being_made(transport: asyncio.Transport, reader: Any) -> bool:
+    """Say whether connection_made() of a stream's protocol runs now, or might."""
+    protocol = cast(Any, transport.get_protocol())
+    if type(protocol) is asyncio.StreamReaderProtocol:
+        # Only while it runs the callback of start_server() it holds the reader itself.
+        return getattr(protocol, "_strong_reader", None) is not None
+    # Another connection_made() than asyncio's: nobody can tell it from a pause of the application.
+    return not (transport.is_reading() or reader._paused or reader._eof)
+
+
 # -- transports ----------------------------------------------------------------------------------
 
 
@@ -149,8 +157,9 @@ def _refuse_read(handle: object, transport: asyncio.Transport) -> None:
     name = type(handle).__name__
     if not _is_of_asyncio(transport):
         raise UnsupportedHandle(
-            f"this {name} is of another loop than asyncio's own, for instance uvloop's, which reads"
-            f" before it can be paused, and its protocol may have bytes: {_ACCEPT_HERE}"
+            f"this {name} is of another loop than asyncio's own, for instance uvloop's, which"
+            " begins reading before it can be paused, so its protocol may have bytes:"
+            f" {_ACCEPT_HERE}"
         )
     if transport.is_reading():
         raise UnsupportedHandle(

@@ -444,6 +444,7 @@ async def test_a_buffer_of_no_bytes() -> None:
         if transport is not None:
             transport.close()
         await turns()
+        served.close()  # it could not be started, and is as it was
 
 
 async def test_a_connection_closed_by_another_thread() -> None:

@@ -354,25 +354,53 @@ async def test_paused_by_its_reader(dialect: str) -> None:
         await writer.wait_closed()
 
 
-async def test_paused_by_the_application(event_loop_name: str) -> None:
-    """One that was paused from outside goes on asyncio; on uvloop nobody knows why, and it stays."""
+async def test_paused_by_the_application() -> None:
+    """One that was paused from outside goes, with what it had read and what it had not."""
     async with joined("native") as (a, b), accepted() as (client, connection):
         reader, writer = await opened(connection)
+        await buffered(client, reader, b"early ")
         writer.transport.pause_reading()
-        client.sendall(b"later")
-        if event_loop_name == "asyncio":
-            await a.send("writer", writer)
-            _, arrived = await b.recv()
-            assert arrived.peek(10) == b"later"
-            arrived.close()
-            return
-        with pytest.raises(UnsupportedHandle, match="StreamWriter is paused.*coroutine"):
-            await a.send("writer", writer)
-        writer.transport.resume_reading()
+        client.sendall(b"late")
         await a.send("writer", writer)
         _, arrived = await b.recv()
-        assert arrived.head + arrived.peek(10) == b"later"
-        arrived.close()
+        new_reader, new_writer = await arrived.open()
+        assert await new_reader.readexactly(10) == b"early late"
+        new_writer.close()
+        await new_writer.wait_closed()
+
+
+async def test_writer_sent_by_a_protocol_of_its_own(event_loop_name: str) -> None:
+    """A protocol may make a stream of itself and send that in connection_made()."""
+
+    class Sending(asyncio.StreamReaderProtocol):
+        refused: UnsupportedHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            loop = asyncio.get_running_loop()
+            writer = asyncio.StreamWriter(transport, self, reader, loop)
+            try:
+                a.send_nowait("writer", writer)
+            except UnsupportedHandle as error:
+                self.refused = error
+
+    loop = asyncio.get_running_loop()
+    async with joined("native") as (a, b), accepted() as (client, connection):
+        client.sendall(b"hello")
+        reader = asyncio.StreamReader()
+        transport, protocol = await loop.connect_accepted_socket(
+            lambda: Sending(reader), connection.socket()
+        )
+        if event_loop_name == "uvloop":
+            assert "from a coroutine" in str(protocol.refused)
+            transport.abort()
+            await turns()
+        else:
+            _, arrived = await b.recv()
+            new_reader, new_writer = await arrived.open()
+            assert await new_reader.readexactly(5) == b"hello"
+            new_writer.close()
+            await new_writer.wait_closed()
 
 
 @pytest.mark.parametrize("early", [False, True])
