@@ -257,7 +257,7 @@ class Child(Channel):
         failed = not self._was_asked_to_end and self.returncode not in (0, None)
         self._crashed = failed and self._protocol.state is State.OPEN
         self._end(exited, peer_is_dead=True)
-        if failed:
+        if failed and self.signal != signals.SIGINT:  # Ctrl-C: who pressed it knows
             log.warning("%s (pid %d)", exited, self.pid)
         self._emit_disconnect()
         self._emit("exit", self.exit_code, self.signal)
