@@ -91,16 +91,16 @@ async def answer(channel: handleipc.Channel, kind: str, handle: Any) -> None:
                 await answer_stream(await anext(server))
             await server.wait_closed()
         case "net.Native socket":
-            assert type(handle) is socket.socket
+            assert type(handle) is handleipc.Socket
             await answer_socket(handle)
         case "net.Native server":
-            assert type(handle) is socket.socket
+            assert type(handle) is handleipc.Socket
             with handle:
                 await readable(handle)
                 accepted, _ = handle.accept()
                 await answer_socket(accepted)
         case "dgram.Socket" | "dgram.Socket udp6" | "dgram.Native":
-            assert type(handle) is socket.socket
+            assert type(handle) is handleipc.Socket
             with handle:
                 await readable(handle)
                 data, address = handle.recvfrom(100)
