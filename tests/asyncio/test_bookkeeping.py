@@ -264,9 +264,9 @@ async def test_forwarded_on_by_the_receiver() -> None:
     here, middle = pair()
     on, there = pair()
     async with handleipc.listen("127.0.0.1", 0) as server, clients(server.sockname, 2):
-        for i in range(2):
-            await here.send(i, await anext(server))
+        await here.send(1, await anext(server))
         _, first = await middle.recv()
+        await here.send(2, await anext(server))
         _, second = await middle.recv()
         await on.send("on", first)
         _, far = await there.recv()
