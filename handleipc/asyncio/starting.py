@@ -24,6 +24,7 @@ from handleipc.ancillary import exit_with_parent as die_with_parent
 from handleipc.ancillary import inherits_signals, reset_signals
 from handleipc.limits import Limits
 from handleipc.spawn import frozen_command, python_command
+from handleipc.system import close_quietly
 
 __all__ = [
     "Frozen",
@@ -78,8 +79,7 @@ def channel_pair() -> tuple[socket.socket, socket.socket]:
     try:
         return _lift(ours), _lift(theirs)
     except BaseException:
-        ours.close()
-        theirs.close()
+        close_quietly(ours, theirs)
         raise
 
 
@@ -113,8 +113,13 @@ def check_limits(limits: Limits | None) -> None:
 def _lift(sock: socket.socket) -> socket.socket:
     if sock.fileno() > 2:
         return sock
-    with sock:
-        return socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3))
+    fd = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3)
+    close_quietly(sock)
+    try:
+        return socket.socket(fileno=fd)
+    except BaseException:
+        close_quietly(fd)
+        raise
 
 
 def refuse_descriptors(sock: socket.socket) -> None:
@@ -187,7 +192,7 @@ def _start(
             in_child = [*in_child, partial(os.dup2, slot, channel_fd)]
         return _popen(argv, env, options, in_child)
     finally:
-        os.close(slot)
+        close_quietly(slot)
 
 
 def _popen(
