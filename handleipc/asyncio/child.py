@@ -257,7 +257,8 @@ class Child(Channel):
         failed = not self._was_asked_to_end and self.returncode not in (0, None)
         self._crashed = failed and self._protocol.state is State.OPEN
         self._end(exited, peer_is_dead=True)
-        if failed:
+        # Ctrl-C in a terminal ends the children too, perhaps before this process hears of it.
+        if failed and self.signal != signals.SIGINT:
             log.warning("%s (pid %d)", exited, self.pid)
         self._emit_disconnect()
         self._emit("exit", self.exit_code, self.signal)
