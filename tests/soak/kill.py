@@ -50,26 +50,37 @@ MOST_CONNECTIONS = 1 << 22
 
 
 class Grandchild(Process):
-    """A process that is not this one's to reap, and that nothing but SIGKILL ends."""
+    """A process that is not this one's to reap: it ends of a signal of ours, or well."""
+
+    _signal = 0
 
     def __init__(self, pid: int) -> None:
         nothing = types.SimpleNamespace(pid=pid, stdin=None, stdout=None, stderr=None)
         super().__init__(nothing)  # type: ignore[arg-type]
 
     def _status(self, pidfd: int) -> int | None:
-        return -signal.SIGKILL if select.select([pidfd], [], [], 0)[0] else None
+        return -self._signal if select.select([pidfd], [], [], 0)[0] else None
+
+    def send_signal(self, number: int, pidfd: int = -1) -> None:
+        self._signal = self._signal or number
+        super().send_signal(number, pidfd)
 
 
 class Zygote:
-    """The warm interpreter that forks the children, and the memory it shares with them."""
+    """The warm interpreter that forks the children, and the memory it shares with them.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: how many connections each child serves at a time; 0 for all that come.
+    """
+
+    def __init__(self, at_once: int) -> None:
         memory = os.memfd_create("taken")
         os.truncate(memory, 4 * MOST_CONNECTIONS)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         fds = theirs.fileno(), memory
-        command = [sys.executable, "-m", "tests.soak.zygote", *map(str, fds)]
+        words = map(str, (*fds, at_once))
+        command = [sys.executable, "-m", "tests.soak.zygote", *words]
         with theirs:
             self._process = subprocess.Popen(command, pass_fds=fds)
         self.taken = Taken(memory)
@@ -84,9 +95,7 @@ class Zygote:
             socket.send_fds(self._control, [json.dumps(env).encode()], [theirs.fileno()])
         data = await asyncio.get_running_loop().sock_recv(self._control, 4)
         (pid,) = array.array("i", data)
-        return Child(
-            ours, limits, Grandchild(pid), invited=invite is not None, accept_handles=True
-        )
+        return Child(ours, limits, Grandchild(pid), invited=invite is not None, accept_handles=True)
 
     def close(self) -> None:
         """End the zygote; its children are ended by their channels."""
@@ -167,7 +176,6 @@ class Run:
             child.disconnect()
         for child in self._children:
             await child.wait_disconnected()
-            child.kill(signal.SIGKILL)
             await child.wait()
         for task in self._sending:
             task.cancel()
@@ -246,10 +254,10 @@ class Run:
         result.untaken += lost.values()
 
 
-def run(dialect: str, seconds: float) -> Result:
+def run(dialect: str, seconds: float, at_once: int) -> Result:
     """Run once and return what was found."""
     result = Result(dialect)
-    with contextlib.closing(Zygote()) as zygote:
+    with contextlib.closing(Zygote(at_once)) as zygote:
         gc.collect()
         before = len(os.listdir("/proc/self/fd"))
         asyncio.run(Run(zygote, result).go(seconds))
@@ -301,13 +309,16 @@ def main() -> int:
     parser.add_argument("--dialect", choices=["native", "node", "both"], default="both")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--busy", type=int, default=0, metavar="PROCESSES")
+    parser.add_argument(
+        "--at-once", type=int, default=0, help="connections a child serves at a time; 0 is no bound"
+    )
     arguments = parser.parse_args()
     dialects = ["native", "node"] if arguments.dialect == "both" else [arguments.dialect]
     results = []
     with busy(arguments.busy):
         for _ in range(arguments.runs):
             for dialect in dialects:
-                results.append(run(dialect, arguments.seconds))
+                results.append(run(dialect, arguments.seconds, arguments.at_once))
                 print(results[-1], flush=True)
     for what in (found := broken(results)):
         print("BROKEN", what)

@@ -1,8 +1,9 @@
 """Children for a soak, forked from one warm interpreter: a fresh one takes longer than they live.
 
-Started as ``python -m tests.soak.zygote CONTROL SHARED``, both descriptors. For each line of
-environment that comes on CONTROL, with the socket of a channel, a child is forked that serves what
-comes through it; its process id goes back.
+Started as ``python -m tests.soak.zygote CONTROL SHARED AT_ONCE``, the first two descriptors. For
+each environment that comes on CONTROL, with the socket of a channel, a child is forked that serves
+what comes through it; its process id goes back. It takes the next connection when fewer than
+AT_ONCE are being served; 0 is no bound.
 
 SHARED is memory of 32-bit numbers: a child whose application took connection n writes its process
 id there at place n, so that it is known after it was killed.
@@ -60,18 +61,20 @@ async def serve(connection: handleipc.Connection) -> None:
         pass  # the client has gone
 
 
-async def work(taken: Taken) -> None:
+async def work(taken: Taken, at_once: int) -> None:
     """Serve what the parent hands over, until it ends."""
     parent = await handleipc.parent()
-    serving = set()
+    serving: set[asyncio.Task[None]] = set()
     async for number, connection in parent:
         taken.take(number)
         task = asyncio.ensure_future(serve(connection))
         serving.add(task)
         task.add_done_callback(serving.discard)
+        while at_once and len(serving) >= at_once:
+            await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
 
 
-def main(control: socket.socket, taken: Taken) -> None:
+def main(control: socket.socket, taken: Taken, at_once: int) -> None:
     """Fork a child for each request."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the one who kills them knows of it
     while True:
@@ -86,7 +89,7 @@ def main(control: socket.socket, taken: Taken) -> None:
             os.environ.update(json.loads(data), NODE_CHANNEL_FD=str(fds[0]))
             code = 1
             try:
-                asyncio.run(work(taken))
+                asyncio.run(work(taken, at_once))
                 code = 0
             finally:
                 os._exit(code)
@@ -96,4 +99,4 @@ def main(control: socket.socket, taken: Taken) -> None:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as sock:
-        main(sock, Taken(int(sys.argv[2])))
+        main(sock, Taken(int(sys.argv[2])), int(sys.argv[3]))
