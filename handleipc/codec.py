@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import marshal
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
@@ -40,6 +41,7 @@ T = TypeVar("T")
 # the string or object it derives from.
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _dumps: Callable[..., bytes] = orjson.dumps
+_walk: Callable[..., bytes] = marshal.dumps
 decode_short: Callable[[bytes | memoryview], Any] = msgspec.json.Decoder().decode
 """As ``read``, or it raises one of ``DECODE_ERRORS``: ``read`` then says what is wrong with the
 line, or reads what msgspec refuses and Node does not."""
@@ -84,42 +86,55 @@ def encode(message: object, shape: Shape) -> bytes:
         line = _dumps(message, None, _OPTIONS)
     except TypeError:
         return _encode_slowly(message, shape)
-    if type(message) in _SCALARS:
+    kind = type(message)
+    if kind is dict:
+        for value in message.values():  # type: ignore[attr-defined]
+            if type(value) not in _SCALARS:
+                if _is_json(message):
+                    break
+                return _encode_slowly(message, shape)
+        # orjson takes no key but plain strings, so the dict itself knows.
+        if "cmd" in message:  # type: ignore[operator]
+            _refuse_command(_peek(line).cmd)
+        if len(line) <= shape.short:  # most are too short to be beyond the bounds
+            return b"%b" % line  # as _fitted, without the call
+    elif kind in _SCALARS:
         return _fitted(line)
-    if not _is_json(message):
+    elif not _is_json(message):
         return _encode_slowly(message, shape)
-    if len(line) > shape.short:  # most are too short to be beyond the bounds
-        _check_shape(line, shape)
-    # orjson escapes no letter: without these bytes there is no such key. What a peer would read
-    # has the last word, since a subclass may hide from its methods what it holds.
-    if line.find(b'"cmd"') >= 0 and line.startswith(b"{"):
+    elif line.startswith(b"{"):
         _refuse_command(_peek(line).cmd)
-    return line if len(line) >= LARGE else b"%b" % line  # as _fitted, without the call
+    if len(line) > shape.short:
+        _check_shape(line, shape)
+    return _fitted(line)
 
 
 def _is_json(message: object) -> bool:
     """Say whether a message that orjson took is a JSON value, subclasses included.
 
     Not so are members of an ``enum`` that are not numbers or strings themselves, UUIDs, and
-    fragments, which orjson writes whatever one asks of it.
+    fragments: orjson writes them, and has no option against it.
     """
+    try:
+        # The cheapest walk there is: it takes the very types of JSON, and besides them bytes and
+        # others that orjson has refused, but no subclass. What it writes is of no interest.
+        _walk(message, 4)
+    except ValueError:
+        return _is_json_of_subclasses(message)
+    return True
+
+
+def _is_json_of_subclasses(message: object) -> bool:
     containers: list[Iterable[Any]] = [(message,)]
     for container in containers:  # grows on the way
         for item in container:
-            kind = type(item)
-            if kind is str or kind is int or kind is float or kind is bool or item is None:
-                continue
-            if kind is dict:
-                if item:
-                    containers.append(item.values())
-            elif kind is list or kind is tuple:
-                if item:
-                    containers.append(item)
-            elif isinstance(item, dict):
+            if isinstance(item, dict):
                 containers.append(dict.values(item))
             elif isinstance(item, list):
                 containers.append(list.__iter__(item))
-            elif not isinstance(item, str | int):
+            elif type(item) is tuple:
+                containers.append(item)
+            elif not isinstance(item, str | int | float | None):
                 return False
     return True
 

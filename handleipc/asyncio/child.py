@@ -234,6 +234,8 @@ class Child(Channel):
 
     def _end_without_exit(self) -> None:
         assert self._exit_wait is not None
+        if self._is_copy:
+            return
         self._exit_wait.cancel()
         self._end()
 
@@ -243,6 +245,7 @@ class Child(Channel):
     def _give_up(self) -> None:
         super()._give_up()
         self._close_pidfd()
+        self._process.forget()
 
     def _on_exit(self) -> None:
         if self._is_copy or self._exit_told or not self._process.reap(self._pidfd):
@@ -257,8 +260,7 @@ class Child(Channel):
         failed = not self._was_asked_to_end and self.returncode not in (0, None)
         self._crashed = failed and self._protocol.state is State.OPEN
         self._end(exited, peer_is_dead=True)
-        # Ctrl-C in a terminal ends the children too, perhaps before this process hears of it.
-        if failed and self.signal != signals.SIGINT:
+        if failed and self.signal != signals.SIGINT:  # Ctrl-C: who pressed it knows
             log.warning("%s (pid %d)", exited, self.pid)
         self._emit_disconnect()
         self._emit("exit", self.exit_code, self.signal)
@@ -292,6 +294,8 @@ class Child(Channel):
 
     def give_up(self) -> None:
         """End a child that was not wholly started: kill it, and close all that belongs to it."""
+        if self._is_copy:
+            return  # the original goes on starting it
         self.kill(signals.SIGKILL)
         self.abort()
         for transport in self._transports:

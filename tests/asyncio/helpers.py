@@ -35,9 +35,15 @@ def join(
     limits = limits or Limits()
     invitation = Invitation(limits.window, limits.bytes) if dialect == "native" else None
     return (
-        Channel(ours, limits, inviting=dialect == "native"),
-        Channel(theirs, peer_limits or Limits(), invited_by=invitation),
+        earned(Channel(ours, limits, inviting=dialect == "native")),
+        earned(Channel(theirs, peer_limits or Limits(), invited_by=invitation)),
     )
+
+
+def earned(channel: Channel) -> Channel:
+    """Let the end acknowledge ahead, as one whose application has read all the time."""
+    channel._protocol.incoming.deliveries.pace = channel._limits.ready
+    return channel
 
 
 def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +168,7 @@ async def raw_peer(
     ``native``: both have switched. ``invited``: the peer was invited and has said nothing.
     """
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, limits or Limits(), inviting=dialect != "node")
+    channel = earned(Channel(ours, limits or Limits(), inviting=dialect != "node"))
     peer = RawPeer(theirs)
     try:
         if dialect == "native":

@@ -365,10 +365,11 @@ async def test_native_only_handle_waits_for_the_hello() -> None:
 
 
 async def test_half_a_line_for_long() -> None:
-    """Half a line without progress for ``incomplete_timeout`` ends the channel with an error."""
-    async with raw_peer(limits=Limits(incomplete_timeout=0.05)) as (a, peer):
+    """Descriptors of a line that does not go on for ``incomplete_timeout`` end the channel."""
+    async with raw_peer("native", Limits(incomplete_timeout=0.05)) as (a, peer):
         error = a.on("error", Recorder())
-        peer.write(b'"never finish')
+        with open(os.devnull) as null:
+            peer.write(b"[1,", fds=(null.fileno(),))
         ((caught,),) = await error.next()
         assert "unfinished" in str(caught)
         await a.wait_disconnected()

@@ -214,7 +214,8 @@ async def test_missing_script() -> None:
     """A script that does not exist: the interpreter exits with code 2, and the channel ends."""
     child = await handleipc.fork("no_such_script.py", stderr=asyncio.subprocess.DEVNULL)
     async with asyncio.timeout(20):
-        assert [m async for m, _ in child] == []
+        with pytest.raises(handleipc.ChannelBroken, match="code 2 and never opened"):
+            await anext(child)
         assert await child.wait() == 2
 
 
@@ -347,7 +348,9 @@ asyncio.run(main())
         exited = child.on("exit", Recorder())
         closed = child.on("close", Recorder())
         async with asyncio.timeout(20):
-            assert [m async for m, _ in child] == ["last words"]
+            assert await anext(child) == ("last words", None)
+            with pytest.raises(handleipc.ChannelBroken, match="code 5"):
+                await anext(child)
             assert await exited.next() == [(5, None)]
             assert await closed.next() == [(5, None)]
 
@@ -505,7 +508,7 @@ def test_exit_after_a_loop_that_was_just_closed() -> None:
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert child.exited
     assert child.returncode == 7
-    child._sock.close()
+    child._link._sock.close()
     del child
     gc.collect()  # and the fixture counts descriptors
 

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 import handleipc
-from handleipc.asyncio import driver
+from handleipc import link
+from handleipc.asyncio import attachment
 from tests.asyncio.helpers import works
 
 PIPE = subprocess.PIPE
@@ -299,9 +300,9 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "fork": lambda m: failing(m, subprocess, "Popen", OSError(errno.EAGAIN, "too many")),
     "thread": lambda m: failing(m, threading.Thread, "start", RuntimeError("no thread")),
     "pidfd": lambda m: failing(m, os, "pidfd_open", OSError(errno.EMFILE, "full")),
-    "buffers": lambda m: failing(m, driver, "Receiver", NO_MEMORY),
-    "memory": lambda m: failing(m, driver, "LineFramer", MemoryError()),
-    "keeper": lambda m: failing(m, driver, "_until_the_loop_ends", KeyboardInterrupt()),
+    "buffers": lambda m: failing(m, link, "Receiver", NO_MEMORY),
+    "memory": lambda m: failing(m, link, "LineFramer", MemoryError()),
+    "keeper": lambda m: failing(m, attachment, "_until_the_loop_ends", KeyboardInterrupt()),
 }
 
 
