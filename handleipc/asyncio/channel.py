@@ -83,8 +83,8 @@ class Channel(Sender):
 
     @property
     def connected(self) -> bool:
-        """Whether messages can be sent. False at once after ``disconnect()``."""
-        return self._protocol.state is State.OPEN and not self._link.at_eof
+        """Whether messages can be sent. False at once after ``disconnect()``, and in copies."""
+        return self._protocol.state is State.OPEN and not self._link.at_eof and not self._is_copy
 
     @property
     def dialect(self) -> str:
