@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-__all__ = ["Gaps"]
+__all__ = ["Gaps", "loses_descriptors"]
 
 
 class Gaps:

@@ -36,6 +36,12 @@ class Owned:
         """Whether this is a forked copy's."""
         return os.getpid() != self._owner
 
+    def _disown(self) -> None:
+        # No process has this id. The owner's may be the copy's, too: in a PID namespace of its own
+        # (a container's first process is 1 there and here), or when the owner's is in use again.
+        self._owner = 0
+        self._give_up()
+
     def _give_up(self) -> None:
         """Give up in a copy, right after the fork, what the original needs to have alone.
 
@@ -60,7 +66,7 @@ def in_copies(callback: Callable[[], None]) -> None:
 def _after_fork() -> None:
     # Hooks run in reverse order of what they need: nobody hears of an exception here, and one that
     # fails must not keep the others from running.
-    for callback in [*(one._give_up for one in list(_owned)), *_in_copies]:
+    for callback in [*(one._disown for one in list(_owned)), *_in_copies]:
         try:
             callback()
         except OSError:

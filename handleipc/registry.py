@@ -16,6 +16,7 @@ from handleipc.fds import FileDescriptor
 from handleipc.limits import Shape
 from handleipc.pending import Held, PendingHandle
 from handleipc.receiving import Refusal
+from handleipc.texts import quoted
 from handleipc.typing import JSON, Options
 
 __all__ = ["Builder", "Conversion", "Fallback", "Pender", "Registry"]
@@ -281,10 +282,12 @@ def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> P
 def _unknown(tag: str) -> Refusal:
     return Refusal(
         "type",
-        f"the peer sent a handle of the type {tag!r:.80}, which nobody registered here: register()"
-        " a conversion with that tag",
+        f"the peer sent a handle of the type {quoted(tag, 80)}, which nobody registered here:"
+        " register() a conversion with that tag",
     )
 
 
 def _against_policy(tag: str) -> Refusal:
-    return Refusal("policy", f"refused a {tag!r:.80} of the peer: this channel accepts no handles")
+    return Refusal(
+        "policy", f"refused a {quoted(tag, 80)} of the peer: this channel accepts no handles"
+    )

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from handleipc.asyncio.logs import throttle
-from tests.nodes import NODE_VERSIONS, node_binary
+from tests.nodes import NODE_VERSIONS, SOME_VERSIONS, node_binary
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop] | None] = {"asyncio": None}
 try:
@@ -87,7 +87,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.fixturenames.append("event_loop_name")
         metafunc.parametrize("event_loop_name", list(LOOPS))
     if "node" in metafunc.fixturenames:
-        metafunc.parametrize("node", NODE_VERSIONS, indirect=True)
+        every = metafunc.definition.get_closest_marker("every_node")
+        metafunc.parametrize("node", NODE_VERSIONS if every else SOME_VERSIONS, indirect=True)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -98,8 +98,8 @@ def test_send_to_full_socket(pair: Pair) -> None:
     [
         (errno.EAGAIN, Refused.AGAIN),
         (errno.ETOOMANYREFS, Refused.IN_FLIGHT),
-        (errno.ENOBUFS, Refused.IN_FLIGHT),
-        (errno.ENOMEM, Refused.IN_FLIGHT),
+        (errno.ENOBUFS, Refused.NO_MEMORY),
+        (errno.ENOMEM, Refused.NO_MEMORY),
     ],
 )
 def test_send_when_the_kernel_asks_to_wait(

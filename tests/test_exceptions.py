@@ -13,6 +13,8 @@ from handleipc import exceptions
 from handleipc.exceptions import (
     ChannelBroken,
     DescriptorReleased,
+    ForkedCopy,
+    HandleInDoubt,
     HandleIPCError,
     HandleNotDelivered,
     LineTooLong,
@@ -84,14 +86,44 @@ def test_bases_of_the_standard_library(kind: type[Exception], base: type[Excepti
     [
         (3, None, "the child process exited with code 3"),
         (0, None, "the child process exited with code 0"),
-        (None, 9, "the child process was ended by signal 9"),
-        (None, None, "the child process ended (exit status unknown)"),
+        (None, 9, "the child process was ended by signal 9 (SIGKILL)"),
+        (None, 250, "the child process was ended by signal 250"),
+        (
+            None,
+            None,
+            "the child process ended (exit status unknown: somebody else reaped it, or SIGCHLD is"
+            " ignored)",
+        ),
     ],
 )
 def test_worker_exited(code: int | None, signal: int | None, text: str) -> None:
-    """A child that ended tells its code or its signal."""
+    """A child that ended tells its code or its signal by name, or that nobody knows."""
     error = WorkerExited(code, signal)
     assert (error.code, error.signal, str(error)) == (code, signal, text)
+
+
+def test_worker_that_never_opened_its_channel() -> None:
+    """Then the fault is likely to be in how it was started, and the sentence says so."""
+    error = WorkerExited(1, None, opened=False)
+    assert not error.opened
+    assert str(error) == (
+        "the child process exited with code 1 and never opened its channel (its own output says"
+        " why, if anything does)"
+    )
+
+
+def test_channel_broken() -> None:
+    """What is known of a child that has ended is on the object, beside the sentence."""
+    error = ChannelBroken("it ended", exit_code=3, opened=False)
+    assert (str(error), error.exit_code, error.signal, error.opened) == ("it ended", 3, None, False)
+    assert ChannelBroken("x").opened
+
+
+def test_forked_copy() -> None:
+    """The sentence names the thing, the fork, and what to do instead."""
+    text = str(ForkedCopy("this Channel"))
+    assert text.startswith("this Channel belongs to the process that this one was forked from")
+    assert "handleipc.fork" in text
 
 
 def test_line_too_long() -> None:
@@ -107,12 +139,31 @@ def test_handle_not_delivered() -> None:
     error = HandleNotDelivered(handle, "the peer has no free descriptor")
     assert error.handle is handle
     assert error.reason == "the peer has no free descriptor"
-    assert str(error) == "the handle was not delivered: the peer has no free descriptor"
+    assert str(error) == (
+        "the handle was not delivered, and is yours again: the peer has no free descriptor"
+    )
+
+
+def test_handle_in_doubt() -> None:
+    """Nobody knows who owns it: this end does not any more."""
+    handle = object()
+    error = HandleInDoubt(handle, "the peer was stopped")
+    assert error.handle is handle
+    assert error.reason == "the peer was stopped"
+    assert str(error) == (
+        "the handle may have been delivered, and our copy is closed: the peer was stopped"
+    )
 
 
 @pytest.mark.parametrize(
     "error",
-    [WorkerExited(1, None), LineTooLong(7), HandleNotDelivered("h", "why"), ChannelBroken("x")],
+    [
+        WorkerExited(1, None, opened=False),
+        LineTooLong(7),
+        HandleNotDelivered("h", "why"),
+        HandleInDoubt("h", "why"),
+        ChannelBroken("x", signal=9, opened=False),
+    ],
 )
 def test_exceptions_can_be_pickled(error: HandleIPCError) -> None:
     """An exception crosses a process pool as itself."""

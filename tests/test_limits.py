@@ -54,6 +54,17 @@ def test_budget_follows_the_descriptor_limit(
     assert Limits().in_flight == most
 
 
+@pytest.mark.parametrize(("slots", "high", "low"), [(31, 8, 2), (800, 200, 50), (4096, 1024, 256)])
+def test_water_marks_follow_the_descriptor_limit(
+    descriptor_limit_to: Callable[[int], None], slots: int, high: int, low: int
+) -> None:
+    """A quarter of the table, two windows or more: it is not full before ``drain()`` waits."""
+    descriptor_limit_to(slots)
+    limits = Limits()
+    assert (limits.high_water_handles, limits.low_water_handles) == (high, low)
+    assert limits.high_water_handles >= 2 * limits.window
+
+
 def test_window_of_large_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large table does not make the window larger than 256."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 19, 1 << 19))

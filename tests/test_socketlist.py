@@ -32,7 +32,7 @@ class End:
         self.said.append(message)
         if self.peer is not None:
             # As it would arrive: through JSON.
-            self.peer.inbox.append(codec.decode(codec.spell(message), 128))
+            self.peer.inbox.append(codec.read(codec.spell(message), 1 << 20))
 
     def _on_report(self) -> None:
         self.wants_reports += 1

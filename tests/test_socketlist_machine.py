@@ -70,7 +70,7 @@ class End:
 
     def _send(self, message: Any) -> None:
         if self.open:
-            self.put("message", codec.decode(codec.spell(message), 128))
+            self.put("message", codec.read(codec.spell(message), 1 << 20))
 
     def flush(self) -> None:
         """What a turn of the channel does with the closes of the turn."""

@@ -81,6 +81,9 @@ class Attachment(Emitter, Owned):
                 "the event loop of this channel has ended, and nothing is written or read without"
                 " one: a child calls parent() again in the next loop"
             )
+        if asyncio._get_running_loop() is self._loop:
+            self._thread = threading.get_ident()  # the loop goes on in another thread now
+            return
         raise ChannelBusy(
             "the event loop of this channel runs in another thread: use"
             " loop.call_soon_threadsafe(channel.send_nowait, message), or"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
@@ -29,6 +30,7 @@ from handleipc.protocol import ChannelProtocol, Invitation, State
 __all__ = ["Channel"]
 
 Message = Received
+_this_thread = threading.get_ident
 
 
 class Channel(Sender):
@@ -81,8 +83,8 @@ class Channel(Sender):
 
     @property
     def connected(self) -> bool:
-        """Whether messages can be sent. False at once after ``disconnect()``."""
-        return self._protocol.state is State.OPEN and not self._link.at_eof
+        """Whether messages can be sent. False at once after ``disconnect()``, and in copies."""
+        return self._protocol.state is State.OPEN and not self._link.at_eof and not self._is_copy
 
     @property
     def dialect(self) -> str:
@@ -116,6 +118,7 @@ class Channel(Sender):
             and incoming.deliveries.holds_back
             and self._reader is None
             and not self._has_listeners("message")
+            and _this_thread() == self._thread
         ):
             return self._take()  # as recv(), which would not wait either
         try:

@@ -237,6 +237,8 @@ class Child(Channel):
 
     def _end_without_exit(self) -> None:
         assert self._exit_wait is not None
+        if self._is_copy:
+            return
         self._exit_wait.cancel()
         self._end()
 
@@ -246,6 +248,7 @@ class Child(Channel):
     def _give_up(self) -> None:
         super()._give_up()
         self._close_pidfd()
+        self._process.forget()
 
     def _on_exit(self) -> None:
         if self._is_copy or self._exit_told or not self._process.reap(self._pidfd):
@@ -294,6 +297,8 @@ class Child(Channel):
 
     def give_up(self) -> None:
         """End a child that was not wholly started: kill it, and close all that belongs to it."""
+        if self._is_copy:
+            return  # the original goes on starting it
         self.kill(signals.SIGKILL)
         self.abort()
         for transport in self._transports:

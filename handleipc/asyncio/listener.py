@@ -143,12 +143,14 @@ class Listener(Emitter, Owned):
         return self
 
     async def __anext__(self) -> Connection:
+        self._refuse_copy()
         if not (self._untaken or await self._wait()):
             raise StopAsyncIteration
         return self._untaken.popleft()
 
     async def batches(self) -> AsyncIterator[list[Connection]]:
         """Iterate over connections in lists, of all that were accepted each time."""
+        self._refuse_copy()
         while self._untaken or await self._wait():
             batch = list(self._untaken)
             self._untaken.clear()
@@ -156,7 +158,6 @@ class Listener(Emitter, Owned):
 
     async def _wait(self) -> bool:
         """Wait until there is a connection to take. Returns False if none will ever come."""
-        self._refuse_copy()
         while not self._untaken:
             if self._error is not None:
                 error, self._error = self._error, None

@@ -288,8 +288,10 @@ def _adopt(limits: Limits, accept_handles: bool) -> Channel:
     )
     if sys.excepthook is sys.__excepthook__ and not sys.flags.dev_mode:
         sys.excepthook = _show_unless_interrupted
-    # A program may end with its channel open, between two loops or for good.
-    atexit.register(close_quietly, found.sock)
+    # A program may end with its channel open, between two loops or for good. The kernel closes it
+    # then, when all can see that the process ends: were it closed now, a crash would look like a
+    # goodbye from a process that lives on.
+    atexit.register(found.sock.detach)
     return channel
 
 

@@ -181,6 +181,11 @@ class Process:
         except RuntimeError:
             self.wait()  # it was killed: this is no long wait
 
+    def forget(self) -> None:
+        """Have a forked copy, whose child it is not, ask for nothing when it drops this."""
+        # Else Popen would wait for it, and warn that it still runs.
+        self._popen.returncode = 0
+
     def close_pipes(self) -> None:
         """Close the piped stdio that nothing else owns."""
         while self.pipes:

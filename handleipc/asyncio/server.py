@@ -105,6 +105,7 @@ class Server(Listener):
         Args:
             timeout: seconds to wait for answers; None for ever.
         """
+        self._refuse_copy()
         answered = asyncio.Event()
         tally = self.group.count(lambda _: answered.set())
         try:
@@ -127,10 +128,15 @@ class Server(Listener):
 
         Args:
             unlink: as of ``close``.
+
+        Raises:
+            ForkedCopy: this is a forked copy of the process that listens: ``close()`` closes the
+                copy's descriptor.
         """
+        self._refuse_copy()
         if self.closed or self._is_stopping:
             return
-        if self._is_elsewhere or self._is_copy:
+        if self._is_elsewhere:
             self._stop_listening(unlink)
             return
         self._is_stopping = True
@@ -278,6 +284,7 @@ class Server(Listener):
         As Node's ``close(callback)``: connections handed to other processes are waited for too;
         those of a process that has ended are closed.
         """
+        self._refuse_copy()
         await self._closed.wait()
         await self._emptied.wait()
 

@@ -23,6 +23,7 @@ from typing import IO, Any, TypedDict
 from handleipc.ancillary import exit_with_parent as die_with_parent
 from handleipc.ancillary import inherits_signals, reset_signals
 from handleipc.limits import Limits
+from handleipc.ownership import in_copies
 from handleipc.spawn import frozen_command, python_command
 from handleipc.system import close_quietly
 
@@ -185,6 +186,7 @@ def _start(
         return _popen(argv, env, {**options, name: theirs}, in_child)
     options["pass_fds"] = (channel_fd, *passed)
     slot = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, channel_fd)
+    _moving.append((slot, channel_fd))
     try:
         if slot != channel_fd:
             # This process uses the number itself, so it is not the one of Popen's error pipe
@@ -192,7 +194,25 @@ def _start(
             in_child = [*in_child, partial(os.dup2, slot, channel_fd)]
         return _popen(argv, env, options, in_child)
     finally:
+        _moving.remove((slot, channel_fd))
         close_quietly(slot)
+
+
+# Channels of children that are being started, and the numbers that they are to get.
+_moving: list[tuple[int, int]] = []
+
+
+def _keep_numbers() -> None:
+    # In the child, before its preexec_fn, subprocess wants every number of pass_fds to be open. If
+    # it was one of our own channels, that has been closed there as in any copy.
+    for slot, number in _moving:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(slot, number, inheritable=False)
+
+
+in_copies(_keep_numbers)
 
 
 def _popen(

@@ -13,6 +13,7 @@ import pytest
 from handleipc import (
     Channel,
     ChannelBroken,
+    HandleInDoubt,
     HandleNotDelivered,
     Limits,
     MalformedEnvelope,
@@ -91,12 +92,12 @@ async def test_garbage_touches_nothing_else(dialect: str) -> None:
             while not peer.fds:
                 await peer.line()
             peer.write(b"garbage\n")
-            with pytest.raises(HandleNotDelivered) as caught:
+            # A living node peer may own it.
+            with pytest.raises(HandleNotDelivered if dialect == "native" else HandleInDoubt):
                 await sending
+            assert served.closed is (dialect == "node")
             if dialect == "native":
                 assert works(client, served)
-            else:  # a living node peer may own it
-                assert caught.value.reason.startswith("in doubt")
             await broken(a)
         await other.send("x")
         assert await end.recv() == ("x", None)
@@ -237,12 +238,12 @@ async def test_control_line_before_the_switch() -> None:
 
 
 async def test_stray_replies_are_warnings(caplog: pytest.LogCaptureFixture) -> None:
-    """Node dialect: a stray ACK or NACK is a warning, and the channel lives."""
+    """Node dialect: a stray ACK or NACK is a warning, one a minute, and the channel lives."""
     async with raw_peer() as (a, peer):
         peer.write(ACK, NACK, "next")
         assert await a.recv() == ("next", None)
         assert a.connected
-        assert ["stray" in record.getMessage() for record in caplog.records] == [True, True]
+        assert ["stray" in record.getMessage() for record in caplog.records] == [True]
 
 
 async def test_node_handle_without_a_descriptor() -> None:

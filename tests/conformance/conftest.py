@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.conformance import peers
-from tests.nodes import NODE_VERSIONS, node_binary
+from tests.nodes import NODE_VERSIONS, SOME_VERSIONS, node_binary
 
 
-@pytest.fixture(params=["python", *NODE_VERSIONS])
+@pytest.fixture(params=["python", *SOME_VERSIONS])
 def peer(request: pytest.FixtureRequest, tmp_path: Path) -> peers.Peer:
     """Starts children: Python, and each Node."""
     node = None if request.param == "python" else str(node_binary(request.param))

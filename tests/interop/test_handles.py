@@ -16,6 +16,8 @@ import handleipc
 from tests.interop.children import spawned
 from tests.interop.ends import DIRECTIONS, KINDS, connect, give, receive, take
 
+pytestmark = pytest.mark.every_node
+
 HERE = Path(__file__).parent
 
 Program = Callable[[str, str], Path]

@@ -1,0 +1,1 @@
+"""Long runs under load, for hand and for nights: ``python -m tests.soak.kill``."""
