@@ -28,7 +28,9 @@ exception handler. `tests/faults/world.py` has these rules.
 *as without it*: nobody notices. *told, nothing lost*: a call raises or an event tells, and every
 message and handle arrives. *told, something lost*: the channel, the start or the server ends with an
 error that names the fault, and what did not arrive is told to its sender. "one byte" and "descriptors
-lost" are no errors: the call moves a single byte, or finds no free slot for a descriptor.
+lost" are no errors: the call moves a single byte, or finds no free slot for a descriptor. With EAGAIN
+and ETOOMANYREFS for good the kernel takes nothing, as of a peer that is stopped: `send` waits as long
+as its caller likes, and every end ends all the same.
 """
 
 
@@ -58,6 +60,7 @@ def page(outcomes: list[Outcome]) -> str:
     lines = [
         INTRO,
         f"Scenarios: {', '.join(SCENARIOS)}.\n",
+        _numbers(outcomes) + "\n",
         "Left out, since the library only looks on: "
         + "; ".join(
             f"`{call}` {by or 'on ' + loop}: {why}" for (loop, call, by), why in NOT_OURS.items()
@@ -73,6 +76,23 @@ def page(outcomes: list[Outcome]) -> str:
         cells = [_cell(by_dialect[dialect]) for dialect in DIALECTS]
         lines.append(f"| {call} | {error} | {way} | {sites} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _numbers(outcomes: list[Outcome]) -> str:
+    tried = [one for one in outcomes if one.cell.call is not None]
+    calls = {one.cell.call for one in tried}
+    errors = {(one.cell.call, one.cell.error) for one in tried}
+    sites = {
+        (call, site.split(" ")[0])
+        for one in outcomes
+        for call, found in one.sites.items()
+        for site in found
+    }
+    return (
+        f"{len(calls)} system calls, {len(errors)} pairs of a call and an error, {len(sites)} lines"
+        f" of the library that make them: {len(tried)} cells, the first and the last use at each"
+        " line in each scenario. `python -m tests.faults --all` tries every use, on both loops."
+    )
 
 
 def _cell(counter: collections.Counter[str]) -> str:
