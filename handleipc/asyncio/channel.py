@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
-from handleipc.asyncio.attachment import NO_THREAD
+from handleipc.asyncio.attachment import NO_THREAD, running_loop
 from handleipc.asyncio.driver import Aborted, process_system
 from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.logs import throttle
@@ -30,7 +29,6 @@ from handleipc.protocol import ChannelProtocol, Invitation, State
 __all__ = ["Channel"]
 
 Message = Received
-_this_thread = threading.get_ident
 
 
 class Channel(Sender):
@@ -118,7 +116,8 @@ class Channel(Sender):
             and incoming.deliveries.holds_back
             and self._reader is None
             and not self._has_listeners("message")
-            and _this_thread() == self._thread
+            and running_loop() is self._loop
+            and self._thread != NO_THREAD
         ):
             return self._take()  # as recv(), which would not wait either
         try:
@@ -176,7 +175,7 @@ class Channel(Sender):
         is closed, and it is reported as undelivered ``in doubt``, or as ``HandleInDoubt``.
         """
         self._refuse_copy()
-        if self._thread != NO_THREAD:
+        if self._thread != NO_THREAD and not self._loop.is_closed():
             self._check_use()
         self._abort(Aborted())
 

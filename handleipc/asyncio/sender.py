@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from typing import Any
 
 from handleipc import codec
+from handleipc.asyncio.attachment import NO_THREAD, running_loop
 from handleipc.asyncio.counting import CountingDriver
 from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.waiters import Waiters
@@ -30,7 +30,6 @@ __all__ = ["Sender"]
 
 OPEN = State.OPEN
 _encode = codec.encode
-_this_thread = threading.get_ident
 
 # Sends in a row that never had to wait, after which other tasks get their turn.
 SENDS_IN_A_ROW = 64
@@ -203,7 +202,7 @@ class Sender(CountingDriver):
     def _encode(self, message: JSON) -> bytes:
         """Return the message as JSON, if it may be queued. Raises as ``send``."""
         protocol = self._protocol
-        if _this_thread() != self._thread:
+        if running_loop() is not self._loop or self._thread == NO_THREAD:
             self._refuse_use()
         if protocol.state is not OPEN:
             raise self._why_closed()
@@ -252,7 +251,7 @@ class Sender(CountingDriver):
 
     def _check_use(self) -> None:
         """Refuse a caller who is not on the channel's loop. Raises as ``_refuse_use``."""
-        if _this_thread() != self._thread:
+        if running_loop() is not self._loop or self._thread == NO_THREAD:
             self._refuse_use()
 
     async def _be_fair(self) -> None:
