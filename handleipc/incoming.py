@@ -117,7 +117,6 @@ class Incoming:
         return (
             self.listens_internal
             and first.fds is not None
-            and not first.is_refused
             and not any(envelope.is_internal(item.message) for item in self._held)
         )
 

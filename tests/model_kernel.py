@@ -301,7 +301,7 @@ class World:
         protocol = end.protocol
         protocol.incoming.deliveries.turn_ended(is_waited_for=False)
         waits = bool(protocol.outgoing.waiting_descriptors) and self.now_used % 3 > 0
-        protocol.watch_waits(awaited=waits)
+        protocol.watch_waits(for_peer=waits, for_kernel=False)
         protocol.incoming.wants_more = waits
         protocol.incoming.pump()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from handleipc.system import InFlight, System, free_slots
+from handleipc.system import InFlight, System, close_all, close_quietly, free_slots
 
 
 @pytest.fixture
@@ -141,6 +141,32 @@ def test_forget() -> None:
     budget.forget(wake)
     budget.release(0)
     assert woken == []
+
+
+def test_start_again() -> None:
+    """A forked copy has nothing in flight, and none of its channels waits."""
+    budget = InFlight()
+    woken: list[int] = []
+    budget.add(7)
+    budget.wait(lambda: woken.append(1))
+    budget.start_again()
+    assert budget.total == 0
+    budget.release(0)
+    assert woken == []
+
+
+# -- closing -------------------------------------------------------------------------------------
+
+
+def test_close_whatever_it_says() -> None:
+    """One that was closed already, or is no number of ours, keeps nobody from closing others."""
+    fds = [os.memfd_create("file") for _ in range(3)]
+    os.close(fds[1])
+    close_all(fds)
+    for fd in fds:
+        close_quietly(fd)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 # -- System --------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ class Channel(Sender):
     def _exchange(self) -> bool:
         self._report_outcomes()
         # Only for what is still waited for, now that all was written that could be.
-        waits = self._protocol.watch_waits(awaited=self._waits_for_the_peer)
+        waits = self._watch_waits()
         given = self._deliver() or waits
         self._report_faults()
         self._wake_waiters()

@@ -276,16 +276,10 @@ class Sender(CountingDriver):
     def _is_waited_for(self) -> bool:
         return bool(self._senders or self._drainers or self._flushers)
 
-    @property
-    def _waits_for_the_peer(self) -> bool:
-        """Whether something waits for the peer to take a handle, and not just for the kernel."""
-        outgoing = self._protocol.outgoing
-        if not outgoing.waiting_descriptors:
-            return False
-        if self._handle_senders or self._flushers or self._drainers:
-            return True
-        # A message behind a handle.
-        return bool(outgoing.queue.items and self._senders)
+    def _watch_waits(self) -> bool:
+        """As ``ChannelProtocol.watch_waits``."""
+        for_peer = bool(self._handle_senders or self._flushers or self._drainers)
+        return self._protocol.watch_waits(for_peer=for_peer, for_kernel=bool(self._senders))
 
     def _wake_waiters(self) -> None:
         outgoing, closed = self._protocol.outgoing, self._is_closed
