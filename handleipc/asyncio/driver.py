@@ -44,6 +44,8 @@ SLICE = 0.0002
 FEWEST_LINES = 16
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
+# How long a peer that reads no more may take to close.
+CLOSING_PATIENCE = 1.0
 # Errors of a read that pass by themselves.
 NO_MEMORY = frozenset({errno.ENOBUFS, errno.ENOMEM})
 
@@ -354,10 +356,16 @@ class Driver(Attachment):
         if not isinstance(error, ConnectionError):
             self._end(LocalProtocolError(f"the channel cannot be written: {error.strerror}"))
         elif self._link.peer_lives():
-            why = "the peer has shut its reading side down and lives on, so nothing can be said"
-            self._end(RemoteProtocolError(why))
+            # It is about to close, as far as anybody can tell: every end of ours shuts its reading
+            # side down first, and may lose the processor before it goes on.
+            self._loop.call_later(CLOSING_PATIENCE, self._peer_is_deaf)
         else:
             self._end()
+
+    def _peer_is_deaf(self) -> None:
+        if not self._is_copy:
+            why = "the peer has shut its reading side down and lives on, so nothing can be said"
+            self._end(RemoteProtocolError(why))
 
     # -- ends ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 import handleipc
 from handleipc import ChannelBroken, Child, HandleNotDelivered
-from tests.asyncio.helpers import Recorder, connection, raw_peer, works
+from tests.asyncio.helpers import Recorder, both_dialects, connection, raw_peer, turns, works
 
 CHILDREN = """
     import asyncio, os, signal, sys, threading
@@ -324,3 +325,41 @@ async def test_handle_in_doubt() -> None:
             assert caught.value.handle is served
             assert served.closed
             assert isinstance(caught.value.__cause__, handleipc.ChannelClosed)
+
+
+@both_dialects
+async def test_peer_that_is_closing(dialect: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A peer shuts its reading side down and then closes: what is written meanwhile is no fault."""
+    client, served = connection()
+    with client:
+        async with raw_peer(dialect) as (channel, peer):
+            peer.sock.shutdown(socket.SHUT_RD)
+            sending = asyncio.ensure_future(channel.send("x", served))
+            flushing = asyncio.ensure_future(channel.flush())
+            await turns()
+            peer.write([0, "last word"] if dialect == "native" else "last word")
+            peer.close()
+            async with asyncio.timeout(30):
+                assert [message async for message, _ in channel] == ["last word"]
+                with pytest.raises(HandleNotDelivered):
+                    await sending
+                with pytest.raises(ChannelBroken, match="the peer closed it"):
+                    await flushing
+            assert works(client, served)
+            served.close()
+    assert not caplog.records
+
+
+@both_dialects
+async def test_peer_that_reads_no_more_and_lives_on(dialect: str) -> None:
+    """One that does not close either has broken a rule, and everybody who waits is told."""
+    async with raw_peer(dialect) as (channel, peer):
+        peer.sock.shutdown(socket.SHUT_RD)
+        errors = channel.on("error", Recorder())
+        sending = asyncio.ensure_future(channel.send("x"))
+        async with asyncio.timeout(30):
+            with pytest.raises(ChannelBroken, match="reading side"):
+                await sending
+            with pytest.raises(handleipc.RemoteProtocolError, match="reading side"):
+                await channel.recv()
+        assert len(errors.calls) == 1

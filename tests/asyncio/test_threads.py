@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -298,3 +299,57 @@ def test_loop_that_was_closed_without_a_word(monkeypatch, loop: str) -> None:
         channel.abort()
         assert not channel.connected
     assert unraisable == []
+
+
+@loops
+def test_server_after_its_loop(loop: str) -> None:
+    """A server goes on in the next loop: it accepts there, counts, and can be waited for."""
+
+    async def first() -> tuple[Any, Any, Any]:
+        server = await handleipc.listen("127.0.0.1", 0)
+        client = socket.create_connection(server.sockname)
+        kept, closed = client, socket.create_connection(server.sockname)
+        served = [await anext(server), await anext(server)]
+        waiting = asyncio.ensure_future(server.wait_closed())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        closed.close()
+        return server, kept, served
+
+    async def second(server: Any, served: Any) -> None:
+        with socket.create_connection(server.sockname):
+            third = await anext(server)
+            assert await server.get_connections() == 2
+            server.close()
+            third.close()
+        served.close()
+        async with asyncio.timeout(20):
+            await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        server, kept, (one, other) = runner.run(first())
+    with kept:
+        other.close()  # between the loops
+        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+            runner.run(second(server, one))
+
+
+@loops
+def test_server_of_a_living_loop(loop: str) -> None:
+    """A server of a loop that is not closed is refused to others, in words."""
+
+    async def use(server: Any) -> None:
+        for call in (server.__anext__, server.wait_closed, server.get_connections):
+            with pytest.raises(ChannelBusy, match="another event loop"):
+                await call()
+        with pytest.raises(ChannelBusy):
+            await anext(server.batches())
+
+    async def make() -> Any:
+        return await handleipc.listen("127.0.0.1", 0)
+
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        server = runner.run(make())
+        with asyncio.Runner(loop_factory=LOOPS[loop]) as other:
+            other.run(use(server))
+        server.close()
