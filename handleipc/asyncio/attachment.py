@@ -122,10 +122,17 @@ class Attachment(Emitter, Owned):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._loop.is_closed():
-            self._is_reading = self._is_writing = self._watches_hangup = False
-        else:
-            self._watch(reading=False, writing=False)
+        is_closed = self._loop.is_closed()
+        for remove, was_watched in (
+            (self._loop.remove_reader, self._is_reading),
+            (self._loop.remove_writer, self._is_writing),
+        ):
+            if was_watched and not is_closed:
+                with contextlib.suppress(OSError):  # the loop has forgotten it all the same
+                    remove(self._fd)
+        if self._watches_hangup and not is_closed:
+            hangups.unwatch(self._loop, self._fd)
+        self._is_reading = self._is_writing = self._watches_hangup = False
 
     def _watch(self, *, reading: bool, writing: bool, hangup: bool = False) -> None:
         # Said before it is done: an end that follows a failure does not undo what was not done.

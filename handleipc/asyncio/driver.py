@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import socket
 import sys
 import time
@@ -126,12 +125,10 @@ class Driver(Attachment):
         return self._protocol.state is State.CLOSED
 
     def _why_closed(self) -> ChannelClosed:
-        if self._protocol.state is State.CLOSING:
-            return ChannelClosed("this end has disconnected: nothing more can be sent")
-        error = self._protocol.error
+        protocol, error = self._protocol, self._protocol.error
         if isinstance(error, Aborted):
             return ChannelClosed("this end has aborted the channel")
-        if error is None and self._protocol.ended_here:
+        if protocol.state is State.CLOSING or (error is None and protocol.ended_here):
             return ChannelClosed("this end has disconnected: nothing more can be sent")
         return self._broken(error)
 
@@ -175,19 +172,27 @@ class Driver(Attachment):
             self._begin_turn()
             if due:
                 self._protocol.on_deadline()
-            if reading:
+            if reading or (due and self._read_again_at is not None):
                 self._read_slice()
             else:
                 self._work()
         except Exception as error:
-            # A defect. The channel ends with it, rather than stall or try for ever.
-            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
-            raise
+            if self._failed(error):
+                raise
         except BaseException:
             self._schedule_turn()  # a signal handler raised: for what was not done yet
             raise
         finally:
             self._in_turn = False
+
+    def _failed(self, error: Exception) -> bool:
+        """End the channel with an exception of a turn, rather than stall or try for ever.
+
+        Returns whether it is a defect, which the event loop is told of too, and not the system's
+        refusal of what the channel needs, such as room in the epoll.
+        """
+        self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
+        return not isinstance(error, OSError)
 
     def _read_slice(self) -> None:
         """Read, and go on with what came, for about as long as a turn may take."""
@@ -246,8 +251,8 @@ class Driver(Attachment):
             if not self._is_over:
                 self._write()
         except Exception as error:
-            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
-            raise
+            if self._failed(error):
+                raise
         finally:
             self._in_turn = False
 
@@ -302,7 +307,7 @@ class Driver(Attachment):
             if now - self._no_memory_since < self._limits.retry_time:
                 self._read_again_at = now + self._limits.in_flight_delay_max
                 return
-        if isinstance(error, ConnectionError):
+        if isinstance(error, ConnectionError) and not self._link.peer_lives():
             # ECONNRESET: the peer closed with something of ours unread.
             self._end()
         else:
@@ -483,26 +488,21 @@ class Driver(Attachment):
                 self._detach()
                 self._thread = NO_THREAD
         except Exception as error:
-            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
-            raise
+            if self._failed(error):
+                raise
         finally:
             self._in_turn = False
 
     def _go_on_blocking(self, deadline: float) -> None:
         protocol = self._protocol
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
         while True:
             writing = self._go_on()
             left = deadline - time.monotonic()
-            if self._is_over or left <= 0:
+            is_idle = protocol.state is State.OPEN and protocol.outgoing.idle
+            if is_idle or self._is_over or left <= 0:
                 return
-            if protocol.state is State.OPEN and protocol.outgoing.idle:
-                return
-            poll.modify(self._fd, select.POLLIN | (select.POLLOUT if writing else 0))
             due = protocol.deadline()
             wait = left if due is None else min(left, max(0.0, due - process_system.clock()))
-            events = poll.poll(int(wait * 1000) + 1)
-            if self._link.must_go_on or (events and events[0][1] & ~select.POLLOUT):
+            if self._link.wait(wait, writing=writing) or self._link.must_go_on:
                 self._read()
             protocol.on_deadline()

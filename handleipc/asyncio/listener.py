@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import ClassVar, Self
 
 from handleipc.addresses import Address
-from handleipc.ancillary import KIND_LISTENING, Acceptor, descriptor_kind
+from handleipc.ancillary import KIND_LISTENING, Acceptor, descriptor_kind, discard
 from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.emitter import Emitter
 from handleipc.asyncio.logs import throttle
@@ -50,6 +50,7 @@ class Listener(Emitter, Owned):
 
     Raises:
         ValueError: ``untaken`` is less than 1.
+        OSError: the system refuses. The socket is the caller's still.
     """
 
     EVENTS: ClassVar[frozenset[str]] = frozenset({"drop", "error"})
@@ -244,8 +245,7 @@ class Listener(Emitter, Owned):
             for fd, raw_peer in rest:
                 self._admit(fd, raw_peer)
         finally:
-            for fd, _ in rest:
-                os.close(fd)  # a signal handler raised: nobody will ever own these
+            discard(*(fd for fd, _ in rest))  # a signal handler raised: nobody will own these
             if self._untaken:
                 self._wake()
         return bool(accepted)
