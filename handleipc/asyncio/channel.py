@@ -12,10 +12,10 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
-from handleipc.asyncio.attachment import NO_THREAD, running_loop
-from handleipc.asyncio.driver import Aborted, process_system
+from handleipc.asyncio.attachment import NO_THREAD, process_system, running_loop
 from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.logs import throttle
+from handleipc.asyncio.reasons import Aborted
 from handleipc.asyncio.sender import Sender
 from handleipc.deliveries import Internal, Received
 from handleipc.exceptions import (
@@ -25,6 +25,7 @@ from handleipc.exceptions import (
 )
 from handleipc.limits import Limits
 from handleipc.protocol import ChannelProtocol, Invitation, State
+from handleipc.socketlist import COUNTING
 
 __all__ = ["Channel"]
 
@@ -260,7 +261,9 @@ class Channel(Sender):
         event = "message"
         if type(received) is Internal:
             event = "internal_message"
-            self._take_question(message)
+            if message["cmd"] in COUNTING and handle is None:
+                self._take_question(message)
+                return  # between the two ends, and nobody else's
         if not self._emit(event, message, handle) and handle is not None:
             # As Node: an internal message without a listener is gone. Its descriptor is not.
             self._close_unwanted(handle)

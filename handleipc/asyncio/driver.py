@@ -19,20 +19,19 @@ import time
 
 from handleipc.ancillary import Refused
 from handleipc.asyncio.attachment import NO_THREAD, Attachment, process_system
+from handleipc.asyncio.reasons import why_closed
 from handleipc.exceptions import (
-    ChannelBroken,
     ChannelClosed,
     HandleIPCError,
     LocalProtocolError,
     RemoteProtocolError,
-    WorkerExited,
 )
 from handleipc.framing import MAX_ENDS, Batch
 from handleipc.link import Link
 from handleipc.protocol import ChannelProtocol, State
 from handleipc.stages import Stage
 
-__all__ = ["Aborted", "Driver", "process_system"]
+__all__ = ["Driver", "process_system"]
 
 # Bytes written before the event loop gets its turn.
 WRITE_BUDGET = 1024 * 1024
@@ -47,13 +46,6 @@ LAST_FLUSH = 1.0
 CLOSING_PATIENCE = 1.0
 # Errors of a read that pass by themselves.
 NO_MEMORY = frozenset({errno.ENOBUFS, errno.ENOMEM})
-
-
-class Aborted(HandleIPCError):
-    """The reason of an ``abort()``; never raised."""
-
-    def __str__(self) -> str:
-        return "this end aborted the channel"
 
 
 class Driver(Attachment):
@@ -125,24 +117,7 @@ class Driver(Attachment):
         return self._protocol.state is State.CLOSED
 
     def _why_closed(self) -> ChannelClosed:
-        protocol, error = self._protocol, self._protocol.error
-        if isinstance(error, Aborted):
-            return ChannelClosed("this end has aborted the channel")
-        if protocol.state is State.CLOSING or (error is None and protocol.ended_here):
-            return ChannelClosed("this end has disconnected: nothing more can be sent")
-        return self._broken(error)
-
-    def _broken(self, error: HandleIPCError | None) -> ChannelBroken:
-        """Return the exception that says how the outside ended the channel."""
-        exited = error if isinstance(error, WorkerExited) else None
-        broken = ChannelBroken(
-            f"the channel has ended: {error or 'the peer closed it'}",
-            exit_code=exited.code if exited else None,
-            signal=exited.signal if exited else None,
-            opened=self._protocol.peer.was_opened,
-        )
-        broken.__cause__ = error
-        return broken
+        return why_closed(self._protocol)
 
     # -- turns -----------------------------------------------------------------------------------
 
@@ -329,10 +304,14 @@ class Driver(Attachment):
             if budget <= 0:
                 self._schedule_turn()
                 return False
+            failed: OSError | None = None
             try:
                 written = self._link.write(stage)
             except OSError as error:
-                self._write_failed(stage, error)
+                failed = error
+            if failed is not None:
+                # Here and not above: what listeners raise has nothing to do with it.
+                self._write_failed(stage, failed)
                 continue
             if written is Refused.AGAIN:
                 return True

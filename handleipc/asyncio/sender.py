@@ -23,11 +23,12 @@ from handleipc.exceptions import (
     MessageNotSerializable,
 )
 from handleipc.protocol import ChannelProtocol, State
-from handleipc.stages import Entry
+from handleipc.stages import Entry, EntryState
 from handleipc.typing import JSON
 
 __all__ = ["Sender"]
 
+NOT_OPENED = "the peer has said nothing yet (a Python child opens its channel with parent())"
 OPEN = State.OPEN
 _encode = codec.encode
 
@@ -133,9 +134,22 @@ class Sender(CountingDriver):
                 if withdrawn and handle is not None and isinstance(error, TimeoutError):
                     reason = f"it did not leave within {timeout} s"
                     raise HandleNotDelivered(handle, reason) from None
+                if isinstance(error, TimeoutError) and timeout is not None:
+                    raise TimeoutError(self._why_late(timeout, entry)) from None
                 raise
             finally:
                 self._handle_senders -= entry.descriptors > 0
+
+    def _why_late(self, timeout: float, entry: Entry) -> str:
+        what = "message was not written" if entry.pending is None else "handle was not acknowledged"
+        if entry.pending is None:
+            then = (
+                "it has been withdrawn" if entry.state is EntryState.ENDED else "it is on its way"
+            )
+        else:
+            then = "it stays on its way, and goes to 'undelivered' listeners if it fails"
+        whose = "the peer does not read" if self._protocol.peer.was_opened else NOT_OPENED
+        return f"the {what} within {timeout} s: {whose}; {then}"
 
     def send_nowait(
         self,
