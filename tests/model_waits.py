@@ -38,7 +38,7 @@ class Waiting(World):
         found = []
         for step in super().steps():
             what, name = step
-            if what in ("await", "want", "withdraw", "tick"):
+            if what in ("await", "want", "leave", "withdraw", "tick"):
                 continue
             if what in ("send", "begin", "take") and self.waits[name]:
                 continue
@@ -70,6 +70,7 @@ class Waiting(World):
             self.waits[end.name] = ""
         kind = self.waits[end.name]
         deliveries.turn_ended(is_waited_for=end.reads)
+        end.has_earned |= bool(kind) or end.reads
         protocol.watch_waits(for_peer=kind in FOR_PEER, for_kernel=kind == "M")
         protocol.incoming.wants_more = bool(kind)
         if end.reads and not protocol.incoming.ready:
