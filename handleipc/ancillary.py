@@ -6,7 +6,6 @@ pure layer sees a socket.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import os
@@ -107,7 +106,7 @@ def descriptor_kind(fd: int) -> int:
 
 
 def close_received(fd: int) -> None:
-    """Close a descriptor that a peer has had in its hands, and never wait for it.
+    """Close for the application a descriptor that a peer has had in its hands; never wait for it.
 
     For whatever was received, or came back from a peer: with the SO_LINGER that its sender may
     have set, ``os.close`` would block until the far end has taken what was written.
@@ -121,9 +120,9 @@ def close_received(fd: int) -> None:
 
 
 def discard(*fds: int) -> None:
-    """Close descriptors that were received and that nobody is to get.
+    """Close descriptors that nobody is to get, as ``close_received``, and raise nothing.
 
-    Whatever close(2) says of one: the number is free afterwards, and the others are closed too.
+    Whatever close(2) says of one: the number is free afterwards, and nobody could do anything.
     """
     for fd in fds:
         lib.hipc_close(fd)
@@ -200,11 +199,9 @@ class Receiver:
         return int(reader.position + reader.filled)
 
     def close(self) -> None:
-        """Close the descriptors that were received and never taken, each whatever others say."""
+        """Close the descriptors that were received and never taken."""
         for leftover in self._framer.take_sets():
-            for fd in leftover.fds:
-                with contextlib.suppress(OSError):
-                    close_received(fd)
+            discard(*leftover.fds)
 
 
 class Acceptor:

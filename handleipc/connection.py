@@ -33,6 +33,7 @@ __all__ = [
     "clear_linger",
     "family_of",
     "is_stream",
+    "own",
     "protocol_of",
     "type_of",
     "was_connected",
@@ -123,7 +124,12 @@ class Socket(stdlib_socket.socket):
     def __init__(
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None
     ) -> None:
-        super().__init__(family, type, proto, fileno)
+        try:
+            super().__init__(family, type, proto, fileno)
+        except BaseException:
+            if fileno is not None:
+                super().detach()  # the caller's still, however far it came
+            raise
         self.tag = None
         self.group = None
         self.has_read = False
@@ -216,11 +222,15 @@ class Socket(stdlib_socket.socket):
     def close(self) -> None:
         """Close it without lingering, and count it down.
 
-        It stays open, and counted, while ``makefile`` objects need it.
+        It stays open, and counted, while ``makefile`` objects need it. Raises nothing: what
+        close(2) may say of a socket nobody can act on, and event loops call this.
         """
         if self.fileno() >= 0 and not self._resets:
             clear_linger(self)
-        super().close()
+        try:
+            super().close()
+        except OSError:
+            pass  # the number is free
         if self.group is not None and self.fileno() < 0:
             self._count_down()
 
@@ -242,6 +252,23 @@ class Socket(stdlib_socket.socket):
             self.close()
             # Last, since a filter may turn it into an exception.
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
+
+def own(fd: int, kind: int) -> Socket:
+    """Return a non-blocking ``Socket`` that owns a descriptor of this kind.
+
+    Raises:
+        OSError: the system refuses; ``fd`` is the caller's, as before.
+    """
+    # All three are given, or the constructor would ask the kernel for them. The protocol too:
+    # asyncio sets TCP_NODELAY only on a socket that says it is TCP.
+    sock = Socket(family_of(kind), type_of(kind), protocol_of(kind), fileno=fd)
+    try:
+        sock.settimeout(0)
+    except BaseException:
+        sock.detach()
+        raise
+    return sock
 
 
 class BaseConnection(DescriptorOwner):
@@ -374,6 +401,7 @@ class BaseConnection(DescriptorOwner):
         Raises:
             DescriptorReleased: it is closed, detached or on its way, or ``head`` holds bytes
                 that the socket could not give back: take them first.
+            OSError: the system refuses; the connection is as it was.
         """
         self._refuse_head()
         return self._to_socket()
@@ -395,11 +423,7 @@ class BaseConnection(DescriptorOwner):
             )
 
     def _to_socket(self) -> Socket:
-        kind = self._kind
-        # All three are given, or the constructor would ask the kernel for them. The protocol too:
-        # asyncio sets TCP_NODELAY only on a socket that says it is TCP.
-        sock = Socket(family_of(kind), type_of(kind), protocol_of(kind), fileno=self.fileno())
-        sock.settimeout(0)
+        sock = own(self.fileno(), self._kind)
         sock.tag = self.tag
         sock.group, self.group = self.group, None
         super().detach()
@@ -407,9 +431,7 @@ class BaseConnection(DescriptorOwner):
 
     @contextmanager
     def _borrowed(self) -> Iterator[stdlib_socket.socket]:
-        sock = stdlib_socket.socket(
-            family_of(self._kind), type_of(self._kind), 0, fileno=self.fileno()
-        )
+        sock = Socket(family_of(self._kind), type_of(self._kind), 0, fileno=self.fileno())
         try:
             yield sock
         finally:

@@ -22,7 +22,7 @@ from handleipc.connection import (
     clear_linger,
     family_of,
     is_stream,
-    protocol_of,
+    own,
     type_of,
     was_connected,
 )
@@ -369,15 +369,22 @@ def pend_native(native: Native, keep_open: bool) -> PendingHandle:
 
 
 def build_socket(tag: str, fd: int, kind: int, options: Options | None) -> Socket:
-    """Make a non-blocking ``Socket`` that owns ``fd`` and was sent as ``tag``."""
-    sock = Socket(family_of(kind), type_of(kind), protocol_of(kind), fileno=fd)
-    sock.settimeout(0)
+    """Make a non-blocking ``Socket`` that owns ``fd`` and was sent as ``tag``.
+
+    Raises:
+        OSError: the system refuses; ``fd`` is the caller's still.
+    """
+    sock = own(fd, kind)
     sock.tag = tag
     return sock
 
 
 def build_native(tag: str, fd: int, kind: int, options: Options | None) -> Socket | FileDescriptor:
-    """Make the object for a raw handle: a ``Socket``, or a ``FileDescriptor`` for a FIFO."""
+    """Make the object for a raw handle: a ``Socket``, or a ``FileDescriptor`` for a FIFO.
+
+    Raises:
+        OSError: as ``build_socket``.
+    """
     return build_socket(tag, fd, kind, options) if kind & KIND_SOCKET else FileDescriptor(fd, tag)
 
 

@@ -16,6 +16,7 @@ from handleipc.framing import Batch
 from handleipc.incoming import Incoming
 from handleipc.limits import Limits
 from handleipc.outgoing import Outgoing
+from handleipc.texts import quoted
 
 __all__ = ["Dispatch"]
 
@@ -77,7 +78,7 @@ class Dispatch:
         incoming = self._incoming
         read = 0 if incoming.native else self._node_lines(batch)
         self._native_lines(batch, read)
-        incoming.pairing.check_unfinished(batch.offset + batch.start_of(len(batch.ends)))
+        incoming.check_unfinished(batch.offset + batch.start_of(len(batch.ends)))
 
     def _node_lines(self, batch: Batch) -> int:
         """Take the lines of a batch, up to one that switches to native; returns how many."""
@@ -190,7 +191,7 @@ class Dispatch:
         if envelope.is_command(inner) and inner["cmd"] == envelope.COMMAND_HANDLE:  # type: ignore[index]
             value = inner  # type: ignore[assignment]
         tag = value.get("type")
-        name = tag if isinstance(tag, str) else repr(tag)
+        name = tag if isinstance(tag, str) else quoted(tag)
         options = {k: v for k, v in value.items() if k not in ("cmd", "type", "msg")}
         self._incoming.node_handle(name, value.get("msg"), options or None, at, size)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from handleipc.ancillary import close_received
+from handleipc.ancillary import close_received, discard
 from handleipc.exceptions import DescriptorReleased
 
 __all__ = ["FD", "DescriptorOwner", "FileDescriptor"]
@@ -71,12 +71,15 @@ class DescriptorOwner:
 
         Raises:
             DescriptorReleased: it is on its way to another process.
+            OSError: what was written to a file may be lost. It is closed all the same.
         """
         fd = self._fd
         if fd >= 0:
             self._fd = CLOSED
-            close_received(fd)
-            self._released()
+            try:
+                close_received(fd)
+            finally:
+                self._released()
         elif fd == MOVING:
             raise DescriptorReleased(f"this {type(self).__name__} {_GONE[fd]}")
 
@@ -132,7 +135,7 @@ class DescriptorOwner:
         self,
         # Bound here, since module globals may be gone at interpreter exit.
         _warn: Callable[..., None] = warnings.warn,
-        _close: Callable[[int], None] = close_received,
+        _close: Callable[[int], None] = discard,
     ) -> None:
         fd = getattr(self, "_fd", CLOSED)
         if fd >= 0:

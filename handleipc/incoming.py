@@ -129,8 +129,24 @@ class Incoming:
             RemoteProtocolError: there is none here, it holds another number, or the last one was
                 not used up.
         """
+        self.grants.check_set(line.count, self.holes.awaited)
         if self.pairing.declare(line.count, at):
             self.grants.lost_some()
+
+    def check_unfinished(self, at: int) -> None:
+        """All lines were taken, and an unfinished one, or none yet, begins at stream offset ``at``.
+
+        Raises:
+            RemoteProtocolError: more descriptors are here than can belong to that line.
+        """
+        pairing = self.pairing
+        pairing.check_unfinished(at)
+        if not pairing.sets:
+            return
+        if self.native:
+            self.grants.check_set(len(pairing.sets[0].fds), self.holes.awaited)
+        else:
+            pairing.keep_two()
 
     def handle(self, line: envelope.Handle, size: int) -> None:
         """Take ``[2,...]``, the line of a handle.

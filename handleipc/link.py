@@ -20,6 +20,7 @@ from handleipc.framing import MAX_ENDS, Batch, LineFramer
 from handleipc.gaps import Gaps
 from handleipc.peerwatch import peer_pid, peer_pidfd
 from handleipc.stages import Stage
+from handleipc.system import close_quietly
 
 __all__ = ["Link"]
 
@@ -30,21 +31,28 @@ USUAL_BUFFER = 1 << 20
 
 
 class Link:
-    """One end of the socket pair; owns it.
+    """One end of the socket pair; owns it, and closes it if it cannot be used.
 
     Args:
         sock: the connected Unix stream socket.
         line_limit: longest line in bytes.
         node_pid: returns the id of a peer's process that may be another program than this package.
+
+    Raises:
+        OSError, MemoryError: the system has no room for it.
     """
 
     def __init__(
         self, sock: socket.socket, line_limit: int, node_pid: Callable[[], int] = lambda: 0
     ) -> None:
-        sock.setblocking(False)
         self._sock = sock
         self.fd = sock.fileno()
-        self._receiver = Receiver(LineFramer(line_limit))
+        try:
+            sock.setblocking(False)
+            self._receiver = Receiver(LineFramer(line_limit))
+        except BaseException:
+            self.forget()
+            raise
         self._gaps = Gaps(node_pid, self.peer_has_read)
         self._receives = True
 
@@ -77,11 +85,24 @@ class Link:
             return Refused.IN_FLIGHT
         return send_with_fds(self.fd, stage.data, stage.offset, stage.fds)
 
+    def wait(self, seconds: float, *, writing: bool) -> bool:
+        """Block until the socket is readable, or with ``writing`` writable, or the time is over.
+
+        Returns:
+            Whether there may be something to read.
+        """
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN | (select.POLLOUT if writing else 0))
+        return any(events & ~select.POLLOUT for _, events in poll.poll(int(seconds * 1000) + 1))
+
     def peer_lives(self) -> bool:
         """Say whether the peer has half closed at most: else POLLHUP is set (Linux, BSD)."""
         poll = select.poll()
         poll.register(self.fd, 0)
-        return not any(events & select.POLLHUP for _, events in poll.poll(0))
+        try:
+            return not any(events & select.POLLHUP for _, events in poll.poll(0))
+        except OSError:  # no memory: who may live is not taken for dead
+            return True
 
     def peer_has_read(self) -> bool:
         """Say whether the peer has read all that was written (SIOCOUTQ; true where unknown)."""
@@ -140,5 +161,4 @@ class Link:
 
     def forget(self) -> None:
         """Close this process's copy of the socket, and leave the channel itself as it is."""
-        with contextlib.suppress(OSError):  # the number is free, whatever close(2) says
-            self._sock.close()
+        close_quietly(self._sock)

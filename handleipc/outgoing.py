@@ -15,8 +15,7 @@ native dialect
     handles are numbered when they are staged and wait in ``window`` for a cumulative
     acknowledgement; the peer's grants say how many and how many bytes may leave.
 
-Whatever happens, each entry ends exactly once, in ``outcomes``. What this module does not do:
-write, wait, or read a line of the peer (``protocol`` tells it what they said).
+Whatever happens, each entry ends exactly once, in ``outcomes``. Does not write, wait, or read.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from handleipc.limits import Limits
 from handleipc.sendqueue import SendQueue
 from handleipc.stages import Entry, EntryState, Late, NodeSlot, Stage
 from handleipc.system import System
+from handleipc.texts import readable
 from handleipc.window import Window
 
 __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
@@ -142,7 +142,7 @@ class Outgoing:
         return (self._answer_stage() if self.window.answers else None) or self._native_stage()
 
     def begun(self, stage: Stage) -> None:
-        """The kernel took the first byte of this stage, and with it all its descriptors."""
+        """Count a stage whose first byte, and with it all descriptors, the kernel took."""
         stage.fds = []
         stage.items.clear()
         if stage.resends and self.native:
@@ -461,7 +461,7 @@ class Outgoing:
     def refused(self, first: int, count: int, code: str) -> None:
         """Handles that the peer gives back. Raises as ``Window.refuse``."""
         for entry in self.window.refuse(first, count):
-            self.queue.end(entry, f"refused by the peer: {code}")
+            self.queue.end(entry, f"refused by the peer: {readable(code, 40)}")
             self._system.in_flight.release(entry.descriptors)
 
     # -- ends ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from handleipc.ancillary import close_received
+from handleipc.ancillary import discard
 from handleipc.exceptions import DescriptorReleased
 from handleipc.fds import DescriptorOwner
 
@@ -115,7 +115,7 @@ class Moved(PendingHandle):
             self.on_handed_on()
         fd, self._fd = self._fd, -1
         self.handle.moved()
-        close_received(fd)
+        discard(fd)
 
     def returned(self) -> None:
         """Give the descriptor back to its owner."""
@@ -127,7 +127,7 @@ class Moved(PendingHandle):
         # Only when a channel was dropped together with its loop and nobody settled it.
         if getattr(self, "_fd", -1) >= 0:
             text = f"{self.handle!r} was dropped on its way"
-            close_received(self._fd)
+            discard(self._fd)
             self._fd = -1
             self.handle.moved()
             # Last, since a filter may turn it into an exception.

@@ -6,17 +6,17 @@ from the start, a front adds its own objects, an application what it likes (nati
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from handleipc import codec, conversions
-from handleipc.ancillary import close_received
-from handleipc.exceptions import UnsupportedHandle
+from handleipc.ancillary import discard
+from handleipc.exceptions import HandleNotDelivered, UnsupportedHandle
 from handleipc.fds import FileDescriptor
 from handleipc.limits import Shape
 from handleipc.pending import Held, PendingHandle
 from handleipc.receiving import Refusal
+from handleipc.texts import quoted
 from handleipc.typing import JSON, Options
 
 __all__ = ["Builder", "Conversion", "Fallback", "Pender", "Registry"]
@@ -84,20 +84,19 @@ class Registry:
         tag: str,
         builder: Builder,
         plain: Callable[[int, int], object] | None = None,
-        *,
-        direct: bool = True,
     ) -> None:
         """Make what arrives under a built-in tag with ``builder``, which owns the descriptor.
 
         Args:
             tag: the tag.
-            builder: called with the descriptor, its kind and the options.
-            plain: called instead, without them, where there are none; if it is quicker.
-            direct: False if the channel is to see every one of them, also without options.
+            builder: called with the descriptor, its kind and the options. One that raises
+                ``OSError`` does not own the descriptor.
+            plain: called instead, without them, where there are none and nobody looks at each;
+                it raises nothing.
         """
         self._builders[tag] = builder
-        if direct:
-            self._plain_builders[tag] = plain or (lambda fd, kind: builder(fd, kind, None))
+        if plain is not None:
+            self._plain_builders[tag] = plain
         self.direct.clear()
 
     def register(self, python_type: type[T], conversion: Conversion[T]) -> None:
@@ -133,16 +132,23 @@ class Registry:
         Raises:
             UnsupportedHandle: nothing is known about objects of its type, or this one is closed,
                 unconnected or otherwise not to be sent.
+            HandleNotDelivered: its client is gone, or the system refused what is asked of it.
         """
         python_type = type(handle)
         pender = self._found.get(python_type) or self._pender(python_type)
-        if pender is None:
+        try:
+            if pender is not None:
+                return pender(handle, keep_open)
             for fallback in self._fallbacks:
                 pending = fallback(handle, keep_open)
                 if pending is not None:
                     return pending
-            raise UnsupportedHandle(f"a {python_type.__name__} is no handle: {_advice(handle)}")
-        return pender(handle, keep_open)
+        except OSError as error:
+            if isinstance(pender, _Custom):
+                raise  # the application's own
+            reason = f"the system refused what is asked of it before it is sent: {error.strerror}"
+            raise HandleNotDelivered(handle, reason) from error
+        raise UnsupportedHandle(f"a {python_type.__name__} is no handle: {_advice(handle)}")
 
     def _pender(self, python_type: type) -> Pender | None:
         try:
@@ -171,8 +177,13 @@ class Registry:
         ):
             if options is None and tag in self._plain_builders:
                 self.direct[tag, kinds[0]] = self._plain_builders[tag]
-            return builder(fds[0], kinds[0], options)
-        _close(fds)
+            try:
+                return builder(fds[0], kinds[0], options)
+            except OSError as error:
+                discard(*fds)
+                text = f"the system refused what a {tag} of the peer needs: {error.strerror}"
+                raise Refusal("kind", text) from error
+        discard(*fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
 
     def check(self, tag: str, count: int) -> Refusal | None:
@@ -196,20 +207,19 @@ class Registry:
         Raises:
             Refusal: always.
         """
-        _close(fds)
+        discard(*fds)
         raise _against_policy(tag)
 
     def _convert_custom(self, tag: str, options: Options | None, fds: list[int]) -> object:
         conversion = self._custom.get(tag)
         if conversion is None:
-            _close(fds)
+            discard(*fds)
             raise _unknown(tag)
         owned = [FileDescriptor(fd) for fd in fds]
         try:
             return conversion.from_wire((options or {}).get("details"), owned)
         except Exception as error:
-            for descriptor in owned:
-                descriptor.close()
+            discard(*(one.detach() for one in owned if not one.closed))
             refusal = Refusal("kind", f"the conversion of a {tag!r} failed: {error!r}")
             raise refusal from error
 
@@ -272,16 +282,12 @@ def _pend_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -> P
 def _unknown(tag: str) -> Refusal:
     return Refusal(
         "type",
-        f"the peer sent a handle of the type {tag!r:.80}, which nobody registered here: register()"
-        " a conversion with that tag",
+        f"the peer sent a handle of the type {quoted(tag, 80)}, which nobody registered here:"
+        " register() a conversion with that tag",
     )
 
 
 def _against_policy(tag: str) -> Refusal:
-    return Refusal("policy", f"refused a {tag!r:.80} of the peer: this channel accepts no handles")
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):  # and the others all the same
-            close_received(fd)
+    return Refusal(
+        "policy", f"refused a {quoted(tag, 80)} of the peer: this channel accepts no handles"
+    )

@@ -36,6 +36,7 @@ __all__ = [
     "ALL_CLOSED",
     "CLOSED",
     "COUNT",
+    "COUNTING",
     "GET_COUNT",
     "MOST_WAITING",
     "NONSENSE",
@@ -55,6 +56,8 @@ CLOSED = "NODE_SOCKET_CLOSED"
 STATEMENTS = frozenset({COUNT, ALL_CLOSED, CLOSED})
 """What a peer says of connections it was handed, to be taken when its line is read."""
 QUESTIONS = frozenset({GET_COUNT, NOTIFY_CLOSE})
+COUNTING = STATEMENTS | QUESTIONS
+"""All of them: no listener gets these."""
 
 # The answer of a peer that made no sense.
 NONSENSE = -1

@@ -90,6 +90,7 @@ def adopt(environment: MutableMapping[str, str]) -> ChannelVariables:
 
     Raises:
         NoChannel: there is none, or the number does not name what a parent would have passed.
+        OSError: the system refuses. Nothing was taken.
     """
     variables, number = taken.claim(environment)
     mode = variables.get(NODE_CHANNEL_SERIALIZATION_MODE, "json")
@@ -98,14 +99,23 @@ def adopt(environment: MutableMapping[str, str]) -> ChannelVariables:
             f"the parent wants serialization {mode!r}, and only 'json' is supported:"
             " leave the option out, or set it to 'json'"
         )
-    if number is None:
-        sock = inherited_channel(variables[NODE_CHANNEL_FD])
+    sock: socket.socket | None = None
+    try:
+        if number is None:
+            sock = inherited_channel(variables[NODE_CHANNEL_FD])
+        else:
+            sock = socket.socket(fileno=number)
+        invited_by = _read_invitation(variables.get(HANDLEIPC_CHANNEL, ""), sock)
+        sock.setblocking(False)
         sock.set_inheritable(False)
-    else:
-        sock = socket.socket(fileno=number)
-    sock.setblocking(False)
+    except OSError:
+        if sock is not None:
+            sock.detach()
+        if number is None:
+            environment.update(variables)
+        raise
     taken.adopted(variables, environment)
-    return ChannelVariables(sock, _read_invitation(variables.get(HANDLEIPC_CHANNEL, ""), sock))
+    return ChannelVariables(sock, invited_by)
 
 
 def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:

@@ -5,26 +5,34 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Protocol
 
-__all__ = ["InFlight", "System", "close_all", "close_quietly", "free_slots"]
+__all__ = ["Closeable", "InFlight", "System", "close_quietly", "free_slots"]
 
 
-def close_quietly(fd: int) -> None:
-    """Close a descriptor that nobody is to get, whatever close(2) says.
+class Closeable(Protocol):
+    """What owns a descriptor and closes it."""
 
-    The number is free afterwards in any case: Linux releases it before anything can fail.
+    def close(self) -> object:
+        """Close it; after an ``OSError`` too it is closed."""
+        ...
+
+
+def close_quietly(*things: int | Closeable) -> None:
+    """Close descriptors, and what owns one, that nobody is to get, whatever close(2) says of each.
+
+    The number is free afterwards in any case: Linux releases it before anything can fail. So a
+    close that nobody can act on raises nothing, and the next one follows.
     """
-    try:
-        os.close(fd)
-    except OSError:
-        pass
-
-
-def close_all(fds: Iterable[int]) -> None:
-    """Close descriptors that nobody is to get: one that fails does not keep the others open."""
-    for fd in fds:
-        close_quietly(fd)
+    for thing in things:
+        try:
+            if isinstance(thing, int):
+                os.close(thing)
+            else:
+                thing.close()
+        except OSError:
+            continue
 
 
 def free_slots(most: int) -> int:
@@ -40,8 +48,7 @@ def free_slots(most: int) -> int:
     except OSError:
         pass
     finally:
-        for fd in probes:
-            os.close(fd)
+        close_quietly(*probes)
     return len(probes)
 
 

@@ -505,3 +505,43 @@ def test_no_descriptor() -> None:
     """A negative number is an error of somebody, and owns nothing."""
     with pytest.raises(ValueError, match="not a descriptor"):
         BaseConnection(-1, 0)
+
+
+# -- one owner, whatever the system refuses ------------------------------------------------------
+
+
+def test_socket_that_the_system_refuses(tcp: Tcp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that cannot become a socket still is the connection, and the only owner."""
+    client, connect = tcp
+
+    def refuse(self: Socket, value: float | None) -> None:
+        raise OSError("no memory")
+
+    with connect() as connection:
+        with monkeypatch.context() as patch:
+            patch.setattr(Socket, "settimeout", refuse)
+            with pytest.raises(OSError, match="no memory"):
+                connection.socket()
+        gc.collect()
+        client.sendall(b"x")
+        with connection.socket() as sock:
+            sock.setblocking(True)
+            assert sock.recv(1) == b"x"
+
+
+def test_socket_of_a_bad_descriptor() -> None:
+    """A socket that could not be made owns nothing."""
+    fd = os.memfd_create("file")
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+    with pytest.raises(OSError, match="type not supported|Invalid argument"):
+        Socket(socket.AF_UNIX, 77)
+
+
+def test_close_of_a_socket_raises_nothing() -> None:
+    """What close(2) says of a socket is nobody's business: event loops call this."""
+    sock = Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    os.close(sock.fileno())
+    sock.close()
+    assert sock.fileno() == -1

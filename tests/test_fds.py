@@ -268,3 +268,13 @@ def test_owner_has_no_dict() -> None:
     """Owners are slim: a primary holds thousands of them."""
     with FileDescriptor(new_fd()) as owner:
         assert not hasattr(owner, "__dict__")
+
+
+def test_close_that_fails() -> None:
+    """Who closes a file hears that data may be lost; it is released all the same."""
+    owner = Counted(new_fd())
+    os.close(owner.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        owner.close()
+    assert owner.closed
+    assert owner.releases == 1

@@ -173,12 +173,11 @@ def test_held_handle_that_cannot_be_read() -> None:
 
 
 def test_moved_handle_whose_close_fails() -> None:
-    """The number is forgotten all the same: it may be somebody else's next."""
+    """Nobody is told: the peer owns it. And the number may be somebody else's next."""
     owner = new_owner()
     pending = Moved(owner, "fd")
     os.close(pending.fileno())
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        pending.delivered()
+    pending.delivered()
     assert owner.closed
     pending.returned()
     assert owner.closed

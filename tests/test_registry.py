@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 
 from handleipc import conversions
 from handleipc.ancillary import descriptor_kind
-from handleipc.exceptions import MessageNotSerializable, UnsupportedHandle
+from handleipc.exceptions import HandleNotDelivered, MessageNotSerializable, UnsupportedHandle
 from handleipc.fds import FileDescriptor
 from handleipc.receiving import Refusal
 from handleipc.pending import Held, PendingHandle
@@ -360,21 +361,64 @@ def test_convert_built_in() -> None:
 def test_convert_with_and_without_options() -> None:
     """Only what came without options is entered as convertible without a question."""
     registry = Registry()
-    registry.add_builder("fd", lambda fd, kind, options: (fd, options))
+    registry.add_builder("fd", lambda fd, kind, options: (fd, options), lambda fd, kind: fd)
     assert registry.convert("fd", {"a": 1}, [5], [7]) == (5, {"a": 1})
     assert not registry.direct
     assert registry.convert("fd", None, [5], [7]) == (5, None)
-    assert registry.direct["fd", 7](6, 7) == (6, None)
-    registry.add_builder("fd", conversions.build_fd, lambda fd, kind: fd)
+    assert registry.direct["fd", 7](6, 7) == 6
+    registry.add_builder("fd", conversions.build_fd)
     assert not registry.direct
 
 
 def test_a_tag_that_is_never_direct() -> None:
-    """Some handles are the channel's to see, with options or without."""
+    """Some handles are the channel's to see, or can fail, with options or without."""
     registry = Registry()
-    registry.add_builder("fd", lambda fd, kind, options: (fd, options), direct=False)
+    registry.add_builder("fd", lambda fd, kind, options: (fd, options))
     assert registry.convert("fd", None, [5], [7]) == (5, None)
     assert not registry.direct
+
+
+def test_builder_that_the_system_refuses() -> None:
+    """One handle is refused, its descriptor closed, and the channel goes on."""
+
+    def build(fd: int, kind: int, options: object) -> object:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    registry = Registry()
+    registry.add_builder("fd", build)
+    fd = new_fd()
+    with pytest.raises(
+        Refusal, match="refused what a fd of the peer needs: Cannot alloc"
+    ) as caught:
+        registry.convert("fd", None, [fd], [descriptor_kind(fd)])
+    assert caught.value.code == "kind"
+    assert not is_open(fd)
+
+
+def test_pender_that_the_system_refuses(registry: Registry) -> None:
+    """A handle about which the system says nothing is not sent, and stays what it was.
+
+    An error of an application's own conversion is its own.
+    """
+
+    def refuse(handle: object, keep_open: bool) -> PendingHandle:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    class Failing(LogConversion):
+        tag = "failing"
+        to_wire = refuse
+
+    other = Registry()
+    other.add_pender(Log, refuse)
+    other.add_fallback(refuse)
+    for handle in (log := Log(), "any other"):
+        with pytest.raises(HandleNotDelivered, match="No buffer space") as caught:
+            other.pend(handle, False)
+        assert caught.value.handle is handle
+    other.register(Log, Failing())
+    with pytest.raises(OSError, match="No buffer space"):
+        other.pend(log, False)
+    log.close()
 
 
 @pytest.mark.parametrize(("tag", "count"), [("net.Native", 1), ("fd", 2), ("net.Native", 2)])

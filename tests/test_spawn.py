@@ -83,6 +83,48 @@ def test_adopt(channel: Channel) -> None:
         assert sock.recv(10) == b"hello"
 
 
+@pytest.mark.parametrize("refused", ["getsockopt", "setblocking", "set_inheritable"])
+def test_adopt_that_the_system_refuses(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Everything is left as it was, and the next try adopts it."""
+
+    def refuse(*args: object) -> None:
+        raise OSError("no memory")
+
+    fd, parent = channel
+    given = {FD: str(fd), INVITATION: f"{VERSION} 7 1 1", **OTHER_VARIABLES}
+    environment = dict(given)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, refused, refuse, raising=False)
+        with pytest.raises(OSError, match="no memory"):
+            adopt(environment)
+    assert environment == given
+    parent.send(b"x")
+    with adopt(environment).sock as sock:
+        assert sock.recv(1) == b"x"
+
+
+def test_adopt_in_vain_what_was_found_at_import(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found early is left as well, for the next try."""
+    fd, parent = channel
+    early = Taken()
+    early.take_early({FD: str(fd)})
+    monkeypatch.setattr(sys.modules["handleipc.spawn"], "taken", early)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", _refuse_socket)
+        with pytest.raises(OSError, match="no memory"):
+            adopt({})
+    with adopt({}).sock as sock:
+        assert sock.fileno() == fd
+
+
+def _refuse_socket(fileno: int) -> None:
+    raise OSError("no memory")
+
+
 def test_adopt_without_serialization_mode(channel: Channel) -> None:
     """A parent that does not name the mode means JSON."""
     adopt({FD: str(channel[0])}).sock.close()

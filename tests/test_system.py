@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from handleipc.system import InFlight, System, close_all, close_quietly, free_slots
+from handleipc.system import InFlight, System, close_quietly, free_slots
 
 
 @pytest.fixture
@@ -28,6 +28,21 @@ def slots(descriptor_limit: Callable[[int], None]) -> Callable[[int], None]:
     yield leave  # type: ignore[misc]
     for fd in fillers:
         os.close(fd)
+
+
+# -- closing what nobody is to get ---------------------------------------------------------------
+
+
+def test_close_quietly() -> None:
+    """Numbers and objects are closed, whatever was said of those before."""
+    first, second, third = (os.memfd_create("file") for _ in range(3))
+    file = open(second, "rb", buffering=0)  # noqa: SIM115
+    os.close(first)
+    os.close(second)
+    close_quietly(first, file, third)
+    assert file.closed
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(third)
 
 
 # -- free_slots ----------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ from handleipc.exceptions import ChannelBusy, ChannelClosed
 from handleipc.ownership import Owned, in_copies
 from handleipc.system import System
 
-__all__ = ["NO_THREAD", "Attachment", "process_system"]
+__all__ = ["NO_THREAD", "Attachment", "process_system", "running_loop"]
 
+# As get_running_loop(), but None where none runs.
+running_loop = asyncio._get_running_loop
 # What a channel that no thread may use has for its thread.
 NO_THREAD = -1
 
@@ -66,12 +68,14 @@ class Attachment(Emitter, Owned):
     # -- who may use it --------------------------------------------------------------------------
 
     def _refuse_use(self) -> None:
-        """Say why the caller may not use the channel: its thread is not that of the channel's loop.
+        """Say why the caller may not use the channel: the loop that runs is not the channel's.
+
+        On the thread of the channel's loop it may, too, while no loop runs there at all.
 
         Raises:
             ForkedCopy: it is a forked copy's.
-            ChannelClosed: the loop has ended.
-            ChannelBusy: the loop runs in another thread.
+            ChannelClosed: the loop has ended, whether it said so or not.
+            ChannelBusy: the loop runs in another thread, or another one runs in this.
         """
         self._refuse_copy()
         if self._is_closed:
@@ -81,8 +85,17 @@ class Attachment(Emitter, Owned):
                 "the event loop of this channel has ended, and nothing is written or read without"
                 " one: a child calls parent() again in the next loop"
             )
+        if running_loop() is self._loop:
+            self._thread = threading.get_ident()  # the loop goes on in another thread now
+            return
+        if threading.get_ident() == self._thread:
+            if running_loop() is None:
+                return
+            where = "is not the one that runs here"
+        else:
+            where = "runs in another thread"
         raise ChannelBusy(
-            "the event loop of this channel runs in another thread: use"
+            f"the event loop of this channel {where}: use"
             " loop.call_soon_threadsafe(channel.send_nowait, message), or"
             " asyncio.run_coroutine_threadsafe(channel.send(message), loop)"
         )
@@ -109,10 +122,17 @@ class Attachment(Emitter, Owned):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._loop.is_closed():
-            self._is_reading = self._is_writing = self._watches_hangup = False
-        else:
-            self._watch(reading=False, writing=False)
+        is_closed = self._loop.is_closed()
+        for remove, was_watched in (
+            (self._loop.remove_reader, self._is_reading),
+            (self._loop.remove_writer, self._is_writing),
+        ):
+            if was_watched and not is_closed:
+                with contextlib.suppress(OSError):  # the loop has forgotten it all the same
+                    remove(self._fd)
+        if self._watches_hangup and not is_closed:
+            hangups.unwatch(self._loop, self._fd)
+        self._is_reading = self._is_writing = self._watches_hangup = False
 
     def _watch(self, *, reading: bool, writing: bool, hangup: bool = False) -> None:
         # Said before it is done: an end that follows a failure does not undo what was not done.

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Self
 
-from handleipc.asyncio.attachment import NO_THREAD
-from handleipc.asyncio.driver import Aborted, process_system
+from handleipc.asyncio.attachment import NO_THREAD, process_system, running_loop
 from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.logs import throttle
+from handleipc.asyncio.reasons import Aborted
 from handleipc.asyncio.sender import Sender
 from handleipc.deliveries import Internal, Received
 from handleipc.exceptions import (
@@ -26,11 +25,11 @@ from handleipc.exceptions import (
 )
 from handleipc.limits import Limits
 from handleipc.protocol import ChannelProtocol, Invitation, State
+from handleipc.socketlist import COUNTING
 
 __all__ = ["Channel"]
 
 Message = Received
-_this_thread = threading.get_ident
 
 
 class Channel(Sender):
@@ -83,8 +82,8 @@ class Channel(Sender):
 
     @property
     def connected(self) -> bool:
-        """Whether messages can be sent. False at once after ``disconnect()``."""
-        return self._protocol.state is State.OPEN and not self._link.at_eof
+        """Whether messages can be sent. False at once after ``disconnect()``, and in copies."""
+        return self._protocol.state is State.OPEN and not self._link.at_eof and not self._is_copy
 
     @property
     def dialect(self) -> str:
@@ -118,7 +117,8 @@ class Channel(Sender):
             and incoming.deliveries.holds_back
             and self._reader is None
             and not self._has_listeners("message")
-            and _this_thread() == self._thread
+            and running_loop() is self._loop
+            and self._thread != NO_THREAD
         ):
             return self._take()  # as recv(), which would not wait either
         try:
@@ -176,7 +176,7 @@ class Channel(Sender):
         is closed, and it is reported as undelivered ``in doubt``, or as ``HandleInDoubt``.
         """
         self._refuse_copy()
-        if self._thread != NO_THREAD:
+        if self._thread != NO_THREAD and not self._loop.is_closed():
             self._check_use()
         self._abort(Aborted())
 
@@ -261,7 +261,9 @@ class Channel(Sender):
         event = "message"
         if type(received) is Internal:
             event = "internal_message"
-            self._take_question(message)
+            if message["cmd"] in COUNTING and handle is None:
+                self._take_question(message)
+                return  # between the two ends, and nobody else's
         if not self._emit(event, message, handle) and handle is not None:
             # As Node: an internal message without a listener is gone. Its descriptor is not.
             self._close_unwanted(handle)

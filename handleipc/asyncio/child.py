@@ -21,6 +21,7 @@ from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import LocalProtocolError, WorkerExited
 from handleipc.limits import Limits
 from handleipc.protocol import State
+from handleipc.system import close_quietly
 
 __all__ = ["Child"]
 
@@ -205,16 +206,18 @@ class Child(Channel):
 
     def _forget_pidfd(self) -> None:
         if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            self._close_pidfd()
+            try:
+                self._loop.remove_reader(self._pidfd)
+            finally:
+                self._close_pidfd()
 
     def __del__(self) -> None:
         self._close_pidfd()  # its loop was closed without a word
 
     def _close_pidfd(self) -> None:
         if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+            fd, self._pidfd = self._pidfd, -1
+            close_quietly(fd)
 
     def _exchange(self) -> bool:
         if self._openers and self._protocol.peer.was_opened:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ssl import SSLContext
 from typing import TypeVar
 
-from handleipc.ancillary import close_received
+from handleipc.ancillary import discard
 from handleipc.asyncio.adoption import StandIn, Tls
 from handleipc.asyncio.lingering import at_eof, linger
 from handleipc.connection import BaseConnection, Socket, clear_linger
@@ -116,8 +116,8 @@ class Connection(BaseConnection):
             raise ValueError("TLS timeouts are only meaningful with ssl")
         self.fileno()  # refuses one that is closed or on its way
         protocol = protocol_factory()
-        copy = _copy(self.fileno())
         sock = self._to_socket()
+        copy = _copy(sock.fileno())
         stand_in = StandIn(self.take_head())
         try:
             clear_linger(sock)  # uvloop closes the descriptor itself, and asks nobody
@@ -158,12 +158,17 @@ class Connection(BaseConnection):
         client has got the data, with ``end`` or without.
 
         Raises:
-            OSError: the data could not be written for another reason; it is closed.
+            OSError: the data could not be written for another reason, or the system refuses to
+                begin; it is closed.
             TypeError: ``data`` is not bytes; the connection is as it was.
             DescriptorReleased: it is closed, detached or on its way.
         """
         rest = memoryview(data).cast("B")
-        sock = self._to_socket()
+        try:
+            sock = self._to_socket()
+        except OSError:
+            self.close()
+            raise
         self.take_head()
         try:
             rest = rest[_send_now(sock, rest) :]
@@ -172,12 +177,13 @@ class Connection(BaseConnection):
             with contextlib.suppress(OSError):
                 # A client that reset meanwhile has no use for a FIN.
                 sock.shutdown(socket.SHUT_WR)
+            is_at_end = at_eof(sock)
         except BaseException as error:
             sock.close()
             if isinstance(error, OSError) and error.errno in _CLIENT_IS_GONE:
                 return
             raise
-        if at_eof(sock):
+        if is_at_end:
             sock.close()
             return
         linger(sock)
@@ -200,4 +206,4 @@ def _copy(fd: int) -> int:
 
 def _close_copy(copy: int) -> None:
     if copy >= 0:
-        close_received(copy)
+        discard(copy)

@@ -13,46 +13,39 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import select
 import socket
 import sys
 import time
 
 from handleipc.ancillary import Refused
 from handleipc.asyncio.attachment import NO_THREAD, Attachment, process_system
+from handleipc.asyncio.reasons import why_closed
 from handleipc.exceptions import (
-    ChannelBroken,
     ChannelClosed,
     HandleIPCError,
     LocalProtocolError,
     RemoteProtocolError,
-    WorkerExited,
 )
 from handleipc.framing import MAX_ENDS, Batch
 from handleipc.link import Link
 from handleipc.protocol import ChannelProtocol, State
 from handleipc.stages import Stage
 
-__all__ = ["Aborted", "Driver", "process_system"]
+__all__ = ["Driver", "process_system"]
 
 # Bytes written before the event loop gets its turn.
 WRITE_BUDGET = 1024 * 1024
-# What one channel may do in one turn of the loop, in seconds, while others wait for theirs: less
-# than a neighbour's round trip takes where nobody else does anything.
+# What one channel may do in one turn of the loop, in seconds of CPU, while others wait for theirs:
+# less than a neighbour's round trip takes where nobody else does anything.
 SLICE = 0.0002
 # Lines taken in one turn are as many as that takes, but not fewer than these.
 FEWEST_LINES = 16
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
+# How long a peer that reads no more may take to close.
+CLOSING_PATIENCE = 1.0
 # Errors of a read that pass by themselves.
 NO_MEMORY = frozenset({errno.ENOBUFS, errno.ENOMEM})
-
-
-class Aborted(HandleIPCError):
-    """The reason of an ``abort()``; never raised."""
-
-    def __str__(self) -> str:
-        return "this end aborted the channel"
 
 
 class Driver(Attachment):
@@ -124,26 +117,7 @@ class Driver(Attachment):
         return self._protocol.state is State.CLOSED
 
     def _why_closed(self) -> ChannelClosed:
-        if self._protocol.state is State.CLOSING:
-            return ChannelClosed("this end has disconnected: nothing more can be sent")
-        error = self._protocol.error
-        if isinstance(error, Aborted):
-            return ChannelClosed("this end has aborted the channel")
-        if error is None and self._protocol.ended_here:
-            return ChannelClosed("this end has disconnected: nothing more can be sent")
-        return self._broken(error)
-
-    def _broken(self, error: HandleIPCError | None) -> ChannelBroken:
-        """Return the exception that says how the outside ended the channel."""
-        exited = error if isinstance(error, WorkerExited) else None
-        broken = ChannelBroken(
-            f"the channel has ended: {error or 'the peer closed it'}",
-            exit_code=exited.code if exited else None,
-            signal=exited.signal if exited else None,
-            opened=self._protocol.peer.was_opened,
-        )
-        broken.__cause__ = error
-        return broken
+        return why_closed(self._protocol)
 
     # -- turns -----------------------------------------------------------------------------------
 
@@ -173,26 +147,34 @@ class Driver(Attachment):
             self._begin_turn()
             if due:
                 self._protocol.on_deadline()
-            if reading:
+            if reading or (due and self._read_again_at is not None):
                 self._read_slice()
             else:
                 self._work()
         except Exception as error:
-            # A defect. The channel ends with it, rather than stall or try for ever.
-            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
-            raise
+            if self._failed(error):
+                raise
         except BaseException:
             self._schedule_turn()  # a signal handler raised: for what was not done yet
             raise
         finally:
             self._in_turn = False
 
+    def _failed(self, error: Exception) -> bool:
+        """End the channel with an exception of a turn, rather than stall or try for ever.
+
+        Returns whether it is a defect, which the event loop is told of too, and not the system's
+        refusal of what the channel needs, such as room in the epoll.
+        """
+        self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
+        return not isinstance(error, OSError)
+
     def _read_slice(self) -> None:
         """Read, and go on with what came, for about as long as a turn may take."""
-        start = time.perf_counter()
+        start = time.thread_time()  # which does not count interruptions on a busy machine
         self._read()
         self._work()
-        took = time.perf_counter() - start
+        took = time.thread_time() - start
         if took > SLICE:
             self._lines = max(FEWEST_LINES, self._lines // 2)
         elif self._lines < MAX_ENDS and took < SLICE / 2:
@@ -244,8 +226,8 @@ class Driver(Attachment):
             if not self._is_over:
                 self._write()
         except Exception as error:
-            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
-            raise
+            if self._failed(error):
+                raise
         finally:
             self._in_turn = False
 
@@ -300,7 +282,7 @@ class Driver(Attachment):
             if now - self._no_memory_since < self._limits.retry_time:
                 self._read_again_at = now + self._limits.in_flight_delay_max
                 return
-        if isinstance(error, ConnectionError):
+        if isinstance(error, ConnectionError) and not self._link.peer_lives():
             # ECONNRESET: the peer closed with something of ours unread.
             self._end()
         else:
@@ -322,10 +304,14 @@ class Driver(Attachment):
             if budget <= 0:
                 self._schedule_turn()
                 return False
+            failed: OSError | None = None
             try:
                 written = self._link.write(stage)
             except OSError as error:
-                self._write_failed(stage, error)
+                failed = error
+            if failed is not None:
+                # Here and not above: what listeners raise has nothing to do with it.
+                self._write_failed(stage, failed)
                 continue
             if written is Refused.AGAIN:
                 return True
@@ -354,10 +340,16 @@ class Driver(Attachment):
         if not isinstance(error, ConnectionError):
             self._end(LocalProtocolError(f"the channel cannot be written: {error.strerror}"))
         elif self._link.peer_lives():
-            why = "the peer has shut its reading side down and lives on, so nothing can be said"
-            self._end(RemoteProtocolError(why))
+            # It is about to close, as far as anybody can tell: every end of ours shuts its reading
+            # side down first, and may lose the processor before it goes on.
+            self._loop.call_later(CLOSING_PATIENCE, self._peer_is_deaf)
         else:
             self._end()
+
+    def _peer_is_deaf(self) -> None:
+        if not self._is_copy:
+            why = "the peer has shut its reading side down and lives on, so nothing can be said"
+            self._end(RemoteProtocolError(why))
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -475,26 +467,21 @@ class Driver(Attachment):
                 self._detach()
                 self._thread = NO_THREAD
         except Exception as error:
-            self._end(LocalProtocolError(f"the channel failed: {error!r:.200}"))
-            raise
+            if self._failed(error):
+                raise
         finally:
             self._in_turn = False
 
     def _go_on_blocking(self, deadline: float) -> None:
         protocol = self._protocol
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
         while True:
             writing = self._go_on()
             left = deadline - time.monotonic()
-            if self._is_over or left <= 0:
+            is_idle = protocol.state is State.OPEN and protocol.outgoing.idle
+            if is_idle or self._is_over or left <= 0:
                 return
-            if protocol.state is State.OPEN and protocol.outgoing.idle:
-                return
-            poll.modify(self._fd, select.POLLIN | (select.POLLOUT if writing else 0))
             due = protocol.deadline()
             wait = left if due is None else min(left, max(0.0, due - process_system.clock()))
-            events = poll.poll(int(wait * 1000) + 1)
-            if self._link.must_go_on or (events and events[0][1] & ~select.POLLOUT):
+            if self._link.wait(wait, writing=writing) or self._link.must_go_on:
                 self._read()
             protocol.on_deadline()

@@ -28,7 +28,7 @@ for _tag in (conversions.DGRAM_SOCKET, conversions.NET_BOUND_SOCKET):
     default_registry.add_builder(_tag, partial(conversions.build_socket, _tag))
 for _tag in (conversions.NET_NATIVE, conversions.DGRAM_NATIVE):
     default_registry.add_builder(_tag, partial(conversions.build_native, _tag))
-default_registry.add_builder(conversions.FD, conversions.build_fd)
+default_registry.add_builder(conversions.FD, conversions.build_fd, lambda fd, _: FileDescriptor(fd))
 default_registry.add_pender(Connection, conversions.pend_connection)
 default_registry.add_pender(socket.socket, conversions.pend_socket)
 default_registry.add_pender(Native, conversions.pend_native)

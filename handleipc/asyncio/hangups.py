@@ -9,9 +9,12 @@ second.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import weakref
 from collections.abc import Callable
+
+from handleipc.system import close_quietly
 
 __all__ = ["unwatch", "watch"]
 
@@ -65,7 +68,7 @@ class _Watcher:
             try:
                 self._loop.add_reader(epoll.fileno(), self._on_event)
             except BaseException:
-                epoll.close()
+                close_quietly(epoll)
                 raise
             self._epoll = epoll
         self._epoll.register(fd, _RDHUP)
@@ -82,7 +85,7 @@ class _Watcher:
             if not self._callbacks:
                 if not self._loop.is_closed():
                     self._loop.remove_reader(self._epoll.fileno())
-                self._epoll.close()
+                close_quietly(self._epoll)
                 self._epoll = None
         if self._timer is not None and not self._callbacks:
             self._timer.cancel()
@@ -98,7 +101,10 @@ class _Watcher:
         poll = select.poll()
         for fd in self._callbacks:
             poll.register(fd, _POLLRDHUP)
-        for fd, _ in poll.poll(0):
+        events: list[tuple[int, int]] = []
+        with contextlib.suppress(OSError):  # no memory: the next time
+            events = poll.poll(0)
+        for fd, _ in events:
             self._tell(fd)
         if self._callbacks and self._timer is None:
             self._timer = self._loop.call_later(INTERVAL, self._poll)

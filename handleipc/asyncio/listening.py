@@ -6,16 +6,19 @@ Knows names and addresses; what becomes of connections is the server's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any
 
 from handleipc.addresses import Address
 from handleipc.asyncio.listener import UNTAKEN, check_untaken
 from handleipc.asyncio.server import Server
+from handleipc.asyncio.socketpath import BoundPath
+from handleipc.system import close_quietly
 
 __all__ = ["listen", "listen_unix"]
 
@@ -92,10 +95,12 @@ def listen(
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(ipv6_only))
-            _bind(sock, address, backlog)
+            with _named(address):
+                sock.bind(address)
+                sock.listen(backlog)
             return Server(sock, untaken=untaken)
         except BaseException:
-            sock.close()
+            close_quietly(sock)
             raise
 
     return _Listening(build)
@@ -124,11 +129,17 @@ def listen_unix(
 
     async def build() -> Server:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bound = None
         try:
-            _bind(sock, name, backlog)
-            return Server(sock, unlink=text if is_path else None, untaken=untaken)
+            with _named(name):
+                sock.bind(name)
+                bound = BoundPath(text) if is_path else None
+                sock.listen(backlog)
+            return Server(sock, unlink=bound, untaken=untaken)
         except BaseException:
-            sock.close()
+            close_quietly(sock)
+            if bound is not None:
+                bound.remove()
             raise
 
     return _Listening(build)
@@ -150,10 +161,11 @@ async def _resolve(host: str | None, port: int) -> tuple[int, Address]:
     return family, address
 
 
-def _bind(sock: socket.socket, address: Address | str | bytes, backlog: int) -> None:
+@contextlib.contextmanager
+def _named(address: Address | str | bytes) -> Iterator[None]:
+    """Have errors name the address."""
     try:
-        sock.bind(address)
-        sock.listen(backlog)
+        yield
     except OSError as error:
         # Python's own, of a path that is too long, has neither number nor words.
         number, text = error.errno or errno.ENAMETOOLONG, error.strerror or str(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from handleipc.spawn import (
     child_environment,
     socket_cookie,
 )
+from handleipc.system import close_quietly
 
 __all__ = ["Child", "Options", "fork", "parent", "spawn"]
 
@@ -122,7 +124,8 @@ async def spawn(
     child: Child | None = None
     process: Process | None = None
     try:
-        with theirs:
+        with contextlib.ExitStack() as steps:
+            steps.callback(close_quietly, theirs)
             if not accept_handles:
                 refuse_descriptors(ours)
             invite = socket_cookie(theirs) if dialect is None else None
@@ -147,7 +150,7 @@ async def spawn(
         if child is not None:
             child.give_up()
         else:
-            ours.close()
+            close_quietly(ours)
             if process is not None:
                 process.give_up()
         raise
@@ -214,7 +217,7 @@ class _ParentChannel(Channel):
 
     def _close_pidfd(self) -> None:
         fd, self._pidfd = self._pidfd, -1
-        os.close(fd)
+        close_quietly(fd)
 
     def _on_exit(self) -> None:
         if not self._is_copy:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from typing import IO
 
+from handleipc.system import close_quietly
+
 __all__ = ["Process"]
 
 log = logging.getLogger("handleipc")
@@ -187,5 +189,4 @@ class Process:
     def close_pipes(self) -> None:
         """Close the piped stdio that nothing else owns."""
         while self.pipes:
-            with contextlib.suppress(OSError):
-                self.pipes.pop().close()
+            close_quietly(self.pipes.pop())

@@ -17,11 +17,12 @@ from handleipc import codec
 from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.listener import UNTAKEN, Listener
 from handleipc.asyncio.socketpath import BoundPath, remove_socket
-from handleipc.connection import family_of, protocol_of, type_of
+from handleipc.connection import own
 from handleipc.conversions import NET_SERVER, pend_held
 from handleipc.exceptions import DescriptorReleased, UnsupportedHandle
 from handleipc.pending import Held, PendingHandle
 from handleipc.socketlists import SocketLists
+from handleipc.system import close_quietly
 from handleipc.typing import Options
 
 __all__ = ["ConnectionCount", "Server"]
@@ -65,21 +66,30 @@ class Server(Listener):
         untaken: how many connections to accept at once.
 
     Raises:
-        ValueError: ``untaken`` is less than 1.
+        ValueError, OSError: as ``Listener``; the socket and its path are the caller's still.
     """
 
     tag: ClassVar[str] = NET_SERVER
     """What it travels as."""
 
     def __init__(
-        self, sock: stdlib_socket.socket, *, unlink: str | None = None, untaken: int = UNTAKEN
+        self, sock: stdlib_socket.socket, *, unlink: BoundPath | None = None, untaken: int = UNTAKEN
     ) -> None:
         super().__init__(sock, untaken)
-        self._path = BoundPath(unlink) if unlink is not None else None
+        self._path = unlink
         self._sharers: list[SocketLists] = []
         self._shared: bool | None = None
         self._closed = asyncio.Event()
         self._emptied = asyncio.Event()
+
+    def _attach(self) -> None:
+        # An event belongs to the loop it was first waited in.
+        closed, emptied = self._closed, self._emptied
+        self._closed, self._emptied = asyncio.Event(), asyncio.Event()
+        for old, new in ((closed, self._closed), (emptied, self._emptied)):
+            if old.is_set():
+                new.set()
+        super()._attach()
 
     @property
     def shared(self) -> bool:
@@ -104,7 +114,7 @@ class Server(Listener):
         Args:
             timeout: seconds to wait for answers; None for ever.
         """
-        self._refuse_copy()
+        self._enter()
         answered = asyncio.Event()
         tally = self.group.count(lambda _: answered.set())
         try:
@@ -212,7 +222,7 @@ class Server(Listener):
             return
         with contextlib.ExitStack() as steps:  # as in close()
             steps.callback(self._has_stopped)
-            steps.callback(self._sock.close)
+            steps.callback(close_quietly, self._sock)
             steps.callback(self._unwatch)
             steps.callback(self._cancel_retry)
             steps.callback(self._remove_path, unlink)
@@ -283,7 +293,7 @@ class Server(Listener):
         As Node's ``close(callback)``: connections handed to other processes are waited for too;
         those of a process that has ended are closed.
         """
-        self._refuse_copy()
+        self._enter()
         await self._closed.wait()
         await self._emptied.wait()
 
@@ -305,10 +315,13 @@ class Server(Listener):
 
 
 def _build_server(fd: int, kind: int, options: Options | None) -> Server:
-    # Its path, if it has one, is not ours to remove: another process bound it.
-    return Server(
-        stdlib_socket.socket(family_of(kind), type_of(kind), protocol_of(kind), fileno=fd)
-    )
+    sock = own(fd, kind)
+    try:
+        # Its path, if it has one, is not ours to remove: another process bound it.
+        return Server(sock)
+    except BaseException:
+        sock.detach()
+        raise
 
 
 def _pend_server(server: Server, keep_open: bool) -> PendingHandle:
@@ -317,5 +330,5 @@ def _pend_server(server: Server, keep_open: bool) -> PendingHandle:
     return pend_held(server, NET_SERVER, server)
 
 
-default_registry.add_builder(NET_SERVER, _build_server, direct=False)
+default_registry.add_builder(NET_SERVER, _build_server)
 default_registry.add_pender(Server, _pend_server)

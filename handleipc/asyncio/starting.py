@@ -25,6 +25,7 @@ from handleipc.ancillary import inherits_signals, reset_signals
 from handleipc.limits import Limits
 from handleipc.ownership import in_copies
 from handleipc.spawn import frozen_command, python_command
+from handleipc.system import close_quietly
 
 __all__ = [
     "Frozen",
@@ -79,8 +80,7 @@ def channel_pair() -> tuple[socket.socket, socket.socket]:
     try:
         return _lift(ours), _lift(theirs)
     except BaseException:
-        ours.close()
-        theirs.close()
+        close_quietly(ours, theirs)
         raise
 
 
@@ -114,8 +114,13 @@ def check_limits(limits: Limits | None) -> None:
 def _lift(sock: socket.socket) -> socket.socket:
     if sock.fileno() > 2:
         return sock
-    with sock:
-        return socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3))
+    fd = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3)
+    close_quietly(sock)
+    try:
+        return socket.socket(fileno=fd)
+    except BaseException:
+        close_quietly(fd)
+        raise
 
 
 def refuse_descriptors(sock: socket.socket) -> None:
@@ -190,7 +195,7 @@ def _start(
         return _popen(argv, env, options, in_child)
     finally:
         _moving.remove((slot, channel_fd))
-        os.close(slot)
+        close_quietly(slot)
 
 
 # Channels of children that are being started, and the numbers that they are to get.

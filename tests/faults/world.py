@@ -486,7 +486,8 @@ class End:
             await self.world.bounded("Connection.end", handle.end(b"hi"))
         elif way == 1:
             with handle.socket() as sock:
-                sock.send(b"hi")
+                # It is non-blocking: a full buffer is waited for in the loop.
+                await asyncio.get_running_loop().sock_sendall(sock, b"hi")
         else:
             opened = await self.world.bounded("Connection.open", handle.open())
             if opened is not None:
