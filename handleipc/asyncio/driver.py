@@ -315,16 +315,14 @@ class Driver(Attachment):
                 continue
             if written is Refused.AGAIN:
                 return True
-            if written is Refused.IN_FLIGHT:
-                protocol.write_refused()
-                continue
-            if written is Refused.NO_MEMORY:
-                if not protocol.out_of_memory():
+            if isinstance(written, Refused):
+                if written is Refused.IN_FLIGHT:
+                    protocol.write_refused()
+                elif not protocol.out_of_memory():
                     self._write_failed(stage, OSError(errno.ENOMEM, "no memory to write"))
-                elif protocol.outgoing.stage is stage:
+                if protocol.outgoing.stage is stage:
                     return False  # a few bytes of control, or the rest of a stage: on time
                 continue
-            assert isinstance(written, int)
             budget -= written
             protocol.wrote(written)
             if protocol.outgoing.stage is stage:

@@ -166,7 +166,6 @@ WRAP(int, bind, bind, fd, (int fd, const struct sockaddr *a, socklen_t l), (fd, 
 WRAP(int, listen, listen, fd, (int fd, int backlog), (fd, backlog))
 WRAP(int, pipe2, pipe2, -1, (int p[2], int f), (p, f))
 WRAP(int, epoll_create1, epoll_create1, -1, (int f), (f))
-WRAP(int, epoll_ctl, epoll_ctl, fd, (int e, int op, int fd, struct epoll_event *v), (e, op, fd, v))
 WRAP(int, poll, poll, -1, (struct pollfd *p, nfds_t n, int t), (p, n, t))
 WRAP(int, __poll_chk, poll, -1, (struct pollfd *p, nfds_t n, int t, size_t s), (p, n, t, s))
 WRAP(pid_t, fork, fork, -1, (void), ())
@@ -175,6 +174,13 @@ WRAP(int, kill, kill, -1, (pid_t pid, int s), (pid, s))
 WRAP(int, unlink, unlink, -1, (const char *p), (p))
 WRAP(int, stat, stat, -1, (const char *restrict p, struct stat *restrict s), (p, s))
 WRAP(int, stat64, stat, -1, (const char *restrict p, struct stat64 *restrict s), (p, s))
+
+/* To remove takes no room, so it does not fail for want of any. */
+int epoll_ctl(int e, int op, int fd, struct epoll_event *v)
+{
+    REAL(int, epoll_ctl, int, int, int, struct epoll_event *);
+    return op != EPOLL_CTL_DEL && fails(CALL_epoll_ctl, fd) ? -1 : real(e, op, fd, v);
+}
 
 static int only_a_byte(struct msghdr *m, struct iovec *one)
 {
@@ -197,6 +203,9 @@ ssize_t sendmsg(int fd, const struct msghdr *m, int f)
     struct iovec one;
 
     if (!fails(CALL_sendmsg, fd))
+        return real(fd, m, f);
+    /* The kernel says this of descriptors alone. */
+    if (errno == ETOOMANYREFS && m->msg_controllen == 0)
         return real(fd, m, f);
     if (errno == SHORT && only_a_byte(&part, &one))
         return real(fd, &part, f);

@@ -41,6 +41,11 @@ T = TypeVar("T")
 # How long anything may take. Only what hangs takes so long.
 PATIENCE = float(os.environ.get("FAULTS_PATIENCE", "15"))
 
+# How long what may wait for ever is waited for.
+SHORT_PATIENCE = 0.5
+# Waits that end in any case.
+ENDS = ("wait_disconnected", "after the end", "wait_closed", "spawn", "parent()", "wait")
+
 # After these nobody can know what the peer has acknowledged.
 IN_DOUBT = ("recvmsg", "shutdown")
 
@@ -72,6 +77,14 @@ class Cell:
         which = "from " if self.sticky else ""
         name = name_of(self.error)
         return f"{self.scenario} {self.dialect} {self.loop} {self.call} {name} {which}{self.at}"
+
+    @property
+    def starves(self) -> bool:
+        """Whether the kernel takes nothing for ever, as of a peer that is stopped.
+
+        It may go on at any time, so ``send`` waits as long as its caller likes.
+        """
+        return self.sticky and self.error in (errno.EAGAIN, errno.ETOOMANYREFS)
 
     @property
     def effect(self) -> Effect:
@@ -186,11 +199,15 @@ class World:
     async def bounded(self, who: str, awaitable: Awaitable[T]) -> T | None:
         """Await with patience; None when it is exhausted. What it raises is raised."""
         task = asyncio.ensure_future(awaitable)
-        done, _ = await asyncio.wait([task], timeout=0.05 if self.hung else PATIENCE)
+        is_starved = self.cell.starves and not who.endswith(ENDS)
+        patience = SHORT_PATIENCE if is_starved else PATIENCE
+        if self.hung and not (self.cell.starves and who.endswith(ENDS)):
+            patience = 0.05
+        done, _ = await asyncio.wait([task], timeout=patience)
         if done:
             return task.result()
         task.cancel()
-        if not self.hung:
+        if not (self.hung or is_starved):
             self.broke(f"hang: {who}")
         self.hung = True
         with contextlib.suppress(BaseException):
