@@ -170,20 +170,6 @@ def test_start_again() -> None:
     assert woken == []
 
 
-# -- closing -------------------------------------------------------------------------------------
-
-
-def test_close_whatever_it_says() -> None:
-    """One that was closed already, or is no number of ours, keeps nobody from closing others."""
-    fds = [os.memfd_create("file") for _ in range(3)]
-    os.close(fds[1])
-    close_all(fds)
-    for fd in fds:
-        close_quietly(fd)
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(fd)
-
-
 # -- System --------------------------------------------------------------------------------------
 
 
