@@ -109,8 +109,9 @@ class Deliveries:
         self.bytes_taken = 0
         self.waiting_descriptors = 0
         """Of acknowledged handles that nobody has taken."""
-        # How many descriptors a handle has, by its id, of those that have more than one.
-        self._heavy: dict[int, int] = {}
+        # How many descriptors a handle has, by its id, of those that have more than one. A
+        # conversion may make the same object of many.
+        self._heavy: dict[int, list[int]] = {}
         self._refilling = True
         self._was_taken = self._took_handles = False
         # Of the next control stage, and of those that the kernel does not have yet.
@@ -169,14 +170,13 @@ class Deliveries:
             self.pace = min(2 * self.pace, self._ready)
 
     def turn_ended(self, *, is_waited_for: bool) -> None:
-        """A turn of the loop has ended: what nobody took for a whole one was too much.
+        """A turn of the loop has ended: all of it left lying for a whole one was too much.
 
         Args:
             is_waited_for: a reader waits, and takes it as soon as it runs.
         """
         if self.waiting_descriptors and not (self._was_taken or is_waited_for) and self.pace > 1:
             self.pace = 1
-        self._was_taken = False
 
     def add_handle(self, received: Received, size: int, descriptors: int = 1) -> None:
         """Add a handle whose acknowledgement goes with the next control stage."""
@@ -187,9 +187,11 @@ class Deliveries:
             chunk.has_internal = True
         self.bytes_waiting += size
         if received[1] is not None:  # a conversion may make nothing of a handle
+            if not self.waiting_descriptors:
+                self._was_taken = False
             self.waiting_descriptors += descriptors
             if descriptors > 1:
-                self._heavy[id(received[1])] = descriptors
+                self._heavy.setdefault(id(received[1]), []).append(descriptors)
 
     def add_plain(self, received: Received, size: int) -> None:
         """Add a message, behind the acknowledgements before it."""
@@ -290,7 +292,7 @@ class Deliveries:
         handle = received[1]
         if handle is not None:
             self._took_handles = True
-            self.waiting_descriptors -= self._heavy.pop(id(handle), 1) if self._heavy else 1
+            self.waiting_descriptors -= self._weight(handle) if self._heavy else 1
         return received
 
     def take_ready(self) -> list[Received]:
@@ -309,8 +311,17 @@ class Deliveries:
         else:
             for _, handle in taken:
                 if handle is not None:
-                    self.waiting_descriptors -= heavy.pop(id(handle), 1)
+                    self.waiting_descriptors -= self._weight(handle) if heavy else 1
         return taken
+
+    def _weight(self, handle: object) -> int:
+        weights = self._heavy.get(id(handle))
+        if weights is None:
+            return 1
+        weight = weights.pop(0)
+        if not weights:
+            del self._heavy[id(handle)]
+        return weight
 
     # -- ends ------------------------------------------------------------------------------------
 

@@ -453,10 +453,15 @@ class Outgoing:
         """Every handle up to ``ack`` is the peer's. Raises as ``Window.acknowledge``."""
         before = self.window.descriptors_out
         ended = self.window.acknowledge(ack)
-        for entry in ended:
-            self.queue.end(entry, None)
-        if ended:
-            self._system.in_flight.release(before - self.window.descriptors_out)
+        try:
+            for entry in ended:
+                self.queue.end(entry, None)
+        finally:
+            # If a signal handler raised in a handle's close(), the others end all the same.
+            for entry in [one for one in ended if one.state is not EntryState.ENDED]:
+                self.queue.end(entry, None)
+            if ended:
+                self._system.in_flight.release(before - self.window.descriptors_out)
 
     def refused(self, first: int, count: int, code: str) -> None:
         """Handles that the peer gives back. Raises as ``Window.refuse``."""

@@ -391,7 +391,7 @@ class ChannelProtocol:
             return True
         if waiting or incoming.listens_internal:
             return incoming.cost < limits.held_hard
-        return deliveries.bytes < limits.held_bytes and len(incoming.ready) < limits.held_messages
+        return not incoming.is_full
 
     @property
     def nobody_reads(self) -> bool:
@@ -439,7 +439,7 @@ class ChannelProtocol:
             self.outgoing.window.answers.look_at,
             self.incoming.holes.ask_at,
             self.incoming.replies.nack_at,
-            self.outgoing.node.resend_at,
+            self.outgoing.node.resend_at if self.outgoing.stage is None else None,
         )
         if times == _NEVER:
             return None

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 from handleipc.ancillary import discard
 from handleipc.asyncio import hangups
 from handleipc.asyncio.emitter import Emitter
+from handleipc.asyncio.posting import post
 from handleipc.exceptions import ChannelBusy, ChannelClosed
 from handleipc.ownership import Owned, in_copies
 from handleipc.system import System
@@ -110,6 +111,9 @@ class Attachment(Emitter, Owned):
         # Runs up to its yield, which never suspends: now the loop will close it when it ends.
         with contextlib.suppress(StopIteration):
             self._keeper.__anext__().send(None)
+        # A loop that was closed without a word has left these as they were.
+        self._is_reading = self._is_writing = self._watches_hangup = False
+        self._timer = None
         self._turn_scheduled = self._read_scheduled = False
         self._schedule_turn()
 
@@ -174,6 +178,13 @@ class Attachment(Emitter, Owned):
         if not self._turn_scheduled and not self._loop.is_closed():
             self._turn_scheduled = True
             self._loop.call_soon(self._scheduled_turn)
+
+    def _wake(self) -> None:
+        """Schedule a turn from wherever the budget of the process was released."""
+        if running_loop() is self._loop:
+            self._schedule_turn()
+        elif not self._is_copy:
+            post(self._loop, self._schedule_turn)
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False

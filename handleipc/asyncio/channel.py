@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from handleipc.asyncio.attachment import NO_THREAD, process_system, running_loop
@@ -83,7 +84,8 @@ class Channel(Sender):
     @property
     def connected(self) -> bool:
         """Whether messages can be sent. False at once after ``disconnect()``, and in copies."""
-        return self._protocol.state is State.OPEN and not self._link.at_eof and not self._is_copy
+        is_open = self._protocol.state is State.OPEN and self._end_after is None
+        return is_open and not self._link.at_eof and not self._is_copy
 
     @property
     def dialect(self) -> str:
@@ -160,6 +162,10 @@ class Channel(Sender):
             timeout: seconds to flush, then ``abort()``; None means ``Limits.disconnect_timeout``.
         """
         self._check_use()
+        if self._in_protocol:
+            # A conversion asked for it, in the middle of what it changes.
+            self._loop.call_soon(partial(self.disconnect, timeout=timeout))
+            return
         limit = self._limits.disconnect_timeout if timeout is None else timeout
         self._protocol.disconnect(limit)
         self._schedule_turn()
@@ -178,7 +184,7 @@ class Channel(Sender):
         self._refuse_copy()
         if self._thread != NO_THREAD and not self._loop.is_closed():
             self._check_use()
-        self._abort(Aborted())
+        self._end(Aborted())
 
     # -- taking ----------------------------------------------------------------------------------
 
@@ -203,11 +209,11 @@ class Channel(Sender):
                 raise self._why_closed()
             self._reader = self._loop.create_future()
             incoming.deliveries.found_nothing()
-            if incoming.holds or not self._is_reading:
-                self._turn()
-            else:
-                self._say_who_takes()
             try:
+                if incoming.holds or not self._is_reading:
+                    self._turn()
+                else:
+                    self._say_who_takes()
                 if not incoming.ready and not self._is_closed:
                     await self._reader
             finally:
@@ -336,7 +342,9 @@ class Channel(Sender):
         error = self._protocol.error
         if isinstance(error, RemoteProtocolError) and not self._emit("error", error):
             throttle.warning(f"end {type(error).__name__}", "%r: %s", self, error)
-        if not self._loop.is_closed():
+        if self._loop.is_closed():
+            self._emit_disconnect()
+        else:
             self._loop.call_soon(self._emit_disconnect)
 
     def _give_what_is_left(self) -> None:

@@ -16,6 +16,8 @@ import errno
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 from handleipc.ancillary import Refused
 from handleipc.asyncio.attachment import NO_THREAD, Attachment, process_system
@@ -25,6 +27,7 @@ from handleipc.exceptions import (
     HandleIPCError,
     LocalProtocolError,
     RemoteProtocolError,
+    WorkerExited,
 )
 from handleipc.framing import MAX_ENDS, Batch
 from handleipc.link import Link
@@ -61,16 +64,20 @@ class Driver(Attachment):
         super().__init__(self._link.fd)
         self._limits = protocol.limits
         self._protocol = protocol
-        protocol.on_wake = self._schedule_turn
+        protocol.on_wake = self._wake
         protocol.before_settling = self._stop_receiving
         protocol.outgoing.window.answers.peer_has_read = self._link.peer_has_read
         self._lines = MAX_ENDS
         """How many lines are taken in one turn."""
         self._in_turn = False
-        self._in_read = False
-        """Whether lines are being taken: conversions run then, and those are the application's."""
+        self._in_protocol = False
+        """Whether the protocol is at work, which calls the application's conversions and ``close``:
+        what they ask for is done afterwards."""
         self._has_ended = False
-        self._abort_after_read: HandleIPCError | None = None
+        self._end_after: Callable[[], None] | None = None
+        """The end that was asked for meanwhile."""
+        self._is_unsure = False
+        """Whether a write was interrupted: nobody can say how much has left."""
         self._no_memory_since: float | None = None
         self._read_again_at: float | None = None
         self._attach()
@@ -106,7 +113,7 @@ class Driver(Attachment):
         return False
 
     def _peer_pid(self) -> int:
-        """Return the id of the process at the other end; 0 if that is not known."""
+        """Return the id of the process at the other end; 0 if not known."""
         return self._link.peer_pid()
 
     def _node_pid(self) -> int:
@@ -135,7 +142,7 @@ class Driver(Attachment):
         """
         if self._is_copy:
             return  # the loop's epoll is the original's too
-        if self._in_turn or self._in_read:
+        if self._in_turn or self._in_protocol:
             # A listener or a conversion asked for it: what it wants is done when it returns.
             self._schedule_turn()
             return
@@ -155,7 +162,10 @@ class Driver(Attachment):
             if self._failed(error):
                 raise
         except BaseException:
-            self._schedule_turn()  # a signal handler raised: for what was not done yet
+            # A signal handler raised. What was not done yet is done in the next turn.
+            if self._is_unsure:
+                self._end(LocalProtocolError("a write was interrupted, and nobody knows how far"))
+            self._schedule_turn()
             raise
         finally:
             self._in_turn = False
@@ -182,6 +192,8 @@ class Driver(Attachment):
 
     def _work(self) -> None:
         """Write and give what there is, then end the channel or watch for what comes next."""
+        if self._end_after is not None:
+            self._end_after()
         writing = not self._is_over and self._go_on()
         if self._is_over:
             self._end()
@@ -211,10 +223,10 @@ class Driver(Attachment):
         that follows.
         """
         self._schedule_turn()
-        if self._in_turn or self._in_read or self._is_writing or self._is_over:
+        if self._in_turn or self._in_protocol or self._is_writing or self._is_over:
             return
-        # As in a turn: what it calls may send, too.
-        self._in_turn = True
+        # As in a turn: what it calls may send, too. And an end, which is told to everybody, waits.
+        self._in_turn = self._in_protocol = True
         try:
             protocol = self._protocol
             if (
@@ -229,15 +241,22 @@ class Driver(Attachment):
             if self._failed(error):
                 raise
         finally:
-            self._in_turn = False
+            self._in_turn = self._in_protocol = False
 
     def _go_on(self) -> bool:
         """Write and give in turns, since each makes room for the other. Returns ``_write``'s."""
         protocol = self._protocol
         self._prepare()
         while True:
-            protocol.incoming.pump()
-            writing = self._write()
+            self._in_protocol = True
+            try:
+                protocol.incoming.pump()
+                writing = self._write()
+            finally:
+                self._in_protocol = False
+            if self._end_after is not None:
+                self._end_after()
+                return False
             given = self._exchange()
             if self._is_over or protocol.finished or not given:
                 if protocol.finished and not self._is_over:
@@ -271,8 +290,6 @@ class Driver(Attachment):
             return
         self._no_memory_since = None
         self._take_lines(batch)
-        if self._abort_after_read is not None:
-            self._end(self._abort_after_read)
 
     def _read_failed(self, error: OSError) -> None:
         now = process_system.clock()
@@ -290,27 +307,29 @@ class Driver(Attachment):
 
     def _take_lines(self, batch: Batch) -> None:
         # Whatever a conversion does meanwhile: the lines are in the buffer of the next read.
-        self._in_read = True
+        self._in_protocol = True
         try:
             self._protocol.received(batch)
         finally:
-            self._in_read = False
+            self._in_protocol = False
 
     def _write(self) -> bool:
         """Write what may leave. Returns whether to call again when the socket is writable."""
         protocol = self._protocol
         budget = WRITE_BUDGET
+        failed: OSError | None
         while (stage := protocol.next_stage()) is not None:
             if budget <= 0:
                 self._schedule_turn()
                 return False
-            failed: OSError | None = None
+            self._is_unsure, failed = True, None
             try:
                 written = self._link.write(stage)
             except OSError as error:
-                failed = error
-            if failed is not None:
-                # Here and not above: what listeners raise has nothing to do with it.
+                failed, self._is_unsure = error, False
+            else:
+                self._is_unsure = isinstance(written, int)
+            if failed is not None:  # here, since what listeners raise has nothing to do with it
                 self._write_failed(stage, failed)
                 continue
             if written is Refused.AGAIN:
@@ -325,6 +344,7 @@ class Driver(Attachment):
                 continue
             budget -= written
             protocol.wrote(written)
+            self._is_unsure = False
             if protocol.outgoing.stage is stage:
                 return True  # the kernel took a part, so it is full
         return False
@@ -351,14 +371,6 @@ class Driver(Attachment):
 
     # -- ends ------------------------------------------------------------------------------------
 
-    def _abort(self, error: HandleIPCError) -> None:
-        if self._has_ended:
-            return
-        if self._in_read:
-            self._abort_after_read = error
-        else:
-            self._end(error)
-
     def _end(
         self,
         error: HandleIPCError | None = None,
@@ -380,6 +392,12 @@ class Driver(Attachment):
         """
         if self._has_ended:
             return
+        if self._in_protocol:
+            # An application's code asked for it, in the middle of what it changes.
+            self._end_after = self._end_after or partial(
+                self._end, error, politely=politely, peer_is_dead=peer_is_dead
+            )
+            return
         if error is None and not (politely or peer_is_dead) and self._waits_for_exit():
             self._detach()
             return
@@ -392,6 +410,8 @@ class Driver(Attachment):
 
         def settle() -> None:
             protocol = self._protocol
+            if isinstance(error, WorkerExited):
+                error.opened = protocol.peer.was_opened  # its last words are read by now
             if protocol.state is State.CLOSED:
                 pass  # the peer broke a rule: nothing it says counts any more
             elif politely:
@@ -468,7 +488,7 @@ class Driver(Attachment):
             if self._failed(error):
                 raise
         finally:
-            self._in_turn = False
+            self._in_turn = self._in_protocol = False
 
     def _go_on_blocking(self, deadline: float) -> None:
         protocol = self._protocol

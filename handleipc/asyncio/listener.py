@@ -243,7 +243,10 @@ class Listener(Emitter, Owned):
         rest = iter(accepted)
         try:
             for fd, raw_peer in rest:
-                self._admit(fd, raw_peer)
+                if self.closed:  # by a listener for "drop"
+                    discard(fd)
+                else:
+                    self._admit(fd, raw_peer)
         finally:
             discard(*(fd for fd, _ in rest))  # a signal handler raised: nobody will own these
             if self._untaken:
