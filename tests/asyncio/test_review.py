@@ -738,10 +738,11 @@ async def test_pace_of_a_reader_that_awaits(how: str) -> None:
     """A reader that lets others run between two handles is not one that leaves them lying."""
     async with joined("native") as (a, b):
         a.on("undelivered", lambda _, handle, __: handle.close())
+        b._protocol.incoming.deliveries.pace = 1
         pace: list[int] = []
 
         async def feed() -> None:
-            for number in range(300):
+            for number in range(600):
                 if not a.send_nowait(number, descriptor()):
                     await a.drain()
 
@@ -758,13 +759,125 @@ async def test_pace_of_a_reader_that_awaits(how: str) -> None:
         if how == "iteration":
             async for _, handle in b:
                 await took(handle)
-                if count == 300:
+                if count == 600:
                     break
         else:
             async for batch in b.batches():
                 for _, handle in batch:
                     await took(handle)
-                if count == 300:
+                if count == 600:
                     break
         await feeding
         assert sum(pace) / len(pace) > 4
+
+
+@defect("protocol.watch_waits: a wait earns on its own channel, and a ring has none of those")
+async def test_three_ends_in_a_ring() -> None:
+    """Each sends to the next before it reads from the one before: no two ends suffice to see it."""
+    pairs = [join("native") for _ in range(3)]
+    for a, b in pairs:
+        await settle(a, b)
+        b._protocol.incoming.deliveries.pace = 0  # as one that has not begun to read
+        a.on("undelivered", lambda _, handle, __: handle.close())
+
+    async def member(number: int) -> None:
+        await pairs[number][0].send("x", descriptor())
+        (await pairs[number - 1][1].recv())[1].close()
+
+    try:
+        async with asyncio.timeout(2):
+            await asyncio.gather(*map(member, range(3)))
+    finally:
+        for pair in pairs:
+            await close_all(*pair)
+
+
+@defect("outgoing.acknowledge: what was taken out of the window and not yet ended is nobody's")
+async def test_an_interrupted_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that raises while copies are closed: every sender is told all the same."""
+    clean_registry(monkeypatch)
+    register(Thing, Conversion())
+
+    class Interrupting(Thing):
+        def close(self) -> None:
+            super().close()
+            raise Interrupt
+
+    async with raw_peer("native") as (channel, peer):
+        first, second = Interrupting(1), Thing(1)
+        sent = [asyncio.ensure_future(channel.send(1, thing)) for thing in (first, second)]
+        await turns()
+        while (await peer.line())[:2] != [2, 2]:
+            pass
+        peer.write(ack(2))
+        channel._watch(reading=False, writing=False)
+        with pytest.raises(Interrupt):
+            channel._turn(reading=True)
+        await turns()
+        told = [task.done() for task in sent]
+        for task in sent:
+            task.cancel()
+        await asyncio.gather(*sent, return_exceptions=True)
+        second.close()
+        assert told[1] and channel._protocol.outgoing.handles_out == 0
+
+
+@defect(
+    "reaping.is_ending: where /proc hides the process, five seconds pass before the end is told"
+)
+async def test_a_child_that_disconnects_where_proc_is_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With hidepid, without /proc, or with ``user=``: a polite end is told at once."""
+
+    def refuse(*_: Any) -> Any:
+        raise FileNotFoundError(errno.ENOENT, "hidepid")
+
+    monkeypatch.setattr("handleipc.asyncio.reaping.open", refuse, raising=False)
+    program = (
+        "import asyncio, handleipc, sys\n"
+        "async def main():\n"
+        "    (await handleipc.parent()).disconnect()\n"
+        "    await asyncio.to_thread(sys.stdin.read)\n"
+        "asyncio.run(main())"
+    )
+    child = await handleipc.spawn(sys.executable, "-c", program, stdin=subprocess.PIPE)
+    try:
+        await until(lambda: child._link.at_eof)
+        async with asyncio.timeout(2):
+            await child.wait_disconnected()
+    finally:
+        child.kill()
+        await child.wait()
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+@defect("child._closed: fails those in ready(), though the last read has shown that it was opened")
+async def test_ready_of_a_child_that_opened_and_closed() -> None:
+    """It was ready, whatever it did then: its first line and its EOF may come in one read."""
+    read, write = os.pipe()
+    program = (
+        "import asyncio, handleipc, os, sys\n"
+        "async def main():\n"
+        "    channel = await handleipc.parent()\n"
+        "    channel.disconnect()\n"
+        "    await channel.wait_disconnected()\n"
+        f"    os.write({write}, b'.')\n"
+        "    await asyncio.to_thread(sys.stdin.read)\n"
+        "asyncio.run(main())"
+    )
+    child = await handleipc.spawn(
+        sys.executable, "-c", program, stdin=subprocess.PIPE, pass_fds=[write]
+    )
+    try:
+        os.read(read, 1)  # this program is busy until then
+        await child.ready(20)
+    finally:
+        os.close(read)
+        os.close(write)
+        child.kill()
+        await child.wait()
+        await child.wait_disconnected()
+        assert child.stdin is not None
+        child.stdin.close()
