@@ -42,7 +42,7 @@ from tests.asyncio.helpers import (
 SO_SNDBUFFORCE = 32
 
 
-def defect(where: str) -> Any:
+def defect(where: str) -> pytest.MarkDecorator:
     """Mark a test of what is wrong at this place."""
     return pytest.mark.xfail(strict=True, reason=where)
 
