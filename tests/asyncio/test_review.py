@@ -107,7 +107,7 @@ async def test_a_read_without_memory_once() -> None:
                 raise OSError(errno.ENOMEM, "no memory")
             return real(*args)
 
-        b._link.read = read  # type: ignore[method-assign]
+        b._link.read = read  # type: ignore[method-assign, assignment]
         a.send_nowait("x")
         async with asyncio.timeout(2):
             assert await b.recv() == ("x", None)
@@ -261,7 +261,7 @@ def test_waiting_for_an_end_between_two_loops() -> None:
 async def test_an_end_from_within_a_conversion(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """A conversion of a handle that was held may end the channel: its descriptors are its own."""
     clean_registry(monkeypatch)
-    lost = []
+    lost: list[int] = []
 
     class Ending(Conversion):
         def from_wire(self, details: Any, fds: list[FileDescriptor]) -> Any:
