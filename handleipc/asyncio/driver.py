@@ -40,9 +40,9 @@ __all__ = ["Driver", "process_system"]
 WRITE_BUDGET = 1024 * 1024
 # What one channel may do in one turn of the loop, in seconds of CPU, while others wait for theirs:
 # less than a neighbour's round trip takes where nobody else does anything.
-SLICE = 0.0002
+SLICE = 0.0004
 # Lines taken in one turn are as many as that takes, but not fewer than these.
-FEWEST_LINES = 16
+FEWEST_LINES = 32
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
 # How long a peer that reads no more may take to close.
