@@ -146,7 +146,10 @@ class WorkerExited(HandleIPCError):
 
 
 # A Node.js program opens its channel before it begins, and says nothing by that.
-NEVER_OPENED = " and never opened its channel, or said nothing on it (its own output says why, if anything does)"
+NEVER_OPENED = (
+    " and never opened its channel, or said nothing on it (its own output says why, if anything"
+    " does)"
+)
 
 
 def _signal_name(number: int) -> str:
