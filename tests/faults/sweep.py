@@ -25,12 +25,15 @@ AT_ONCE = 4 * (os.cpu_count() or 1)
 
 POPEN = "Popen has forked or opened pipes, and raises without naming them"
 PIPES = "asyncio drops the transport it has begun to make"
+TRANSPORT = "uvloop drops the transport it has begun to make"
 # Loop ("" for each), call, and who calls: not ours to judge, or to mend.
 NOT_OURS: dict[tuple[str, str, str], str] = {
     ("", "close", "by subprocess"): POPEN,
     ("", "fstat", "by subprocess"): POPEN,
     ("", "ioctl", "by base_events"): PIPES,
     ("", "fstat", "by base_events"): PIPES,
+    ("uvloop", "ioctl", "Connection.start"): TRANSPORT,
+    ("uvloop", "fcntl", "Connection.start"): TRANSPORT,
     ("uvloop", "epoll_ctl", ""): "libuv ends the process (uv__io_poll)",
 }
 

@@ -47,7 +47,7 @@ def run_cell(cell: Cell, shim: Shim) -> dict[str, Any]:
         await SCENARIOS[cell.scenario](world)
         if cell.scenario not in AFTER_THE_LOOP:
             await world.settle()
-            await _until_gone(inside)
+            await _until_gone(cell, inside)
             worlds.judge_process(world, inside, when="at the end")
 
     sites: dict[str, list[str]] = {}
@@ -75,10 +75,10 @@ def run_cell(cell: Cell, shim: Shim) -> dict[str, Any]:
     }
 
 
-async def _until_gone(inside: dict[int, str]) -> None:
+async def _until_gone(cell: Cell, inside: dict[int, str]) -> None:
     """Give what ends by itself the time: lingering answers, threads that reap."""
     deadline = time.monotonic() + 1
-    while worlds.open_descriptors().keys() != inside.keys() and time.monotonic() < deadline:
+    while any(worlds.differences(cell, inside)) and time.monotonic() < deadline:
         gc.collect()
         await asyncio.sleep(0.002)
 

@@ -608,6 +608,16 @@ def overheard(world: World) -> Iterator[Callable[[asyncio.AbstractEventLoop], No
         sys.unraisablehook = before
 
 
+def differences(cell: Cell, before: dict[int, str]) -> tuple[dict[int, str], dict[int, str]]:
+    """Return what is open that was not, and the other way round."""
+    after = open_descriptors()
+    new = {fd: what for fd, what in after.items() if fd not in before}
+    if cell.loop == "uvloop":
+        # libuv keeps one for the day on which accept finds none free.
+        new = {fd: what for fd, what in new.items() if what not in ("/dev/null", "/")}
+    return new, {fd: what for fd, what in before.items() if fd not in after}
+
+
 def judge_process(world: World, before: dict[int, str], *, when: str) -> None:
     """Nothing may be left of the scenario in this process."""
     deadline = time.monotonic() + PATIENCE
@@ -617,12 +627,7 @@ def judge_process(world: World, before: dict[int, str], *, when: str) -> None:
             world.broke("a child process is left")
             break
         time.sleep(0.002)
-    after = open_descriptors()
-    new = {fd: what for fd, what in after.items() if fd not in before}
-    if world.cell.loop == "uvloop":
-        # libuv keeps one for the day on which accept finds none free.
-        new = {fd: what for fd, what in new.items() if what != "/dev/null"}
-    gone = {fd: what for fd, what in before.items() if fd not in after}
+    new, gone = differences(world.cell, before)
     if new or gone:
         world.broke(f"descriptors {when}: left {new}, gone {gone}")
     if process_system.in_flight.total:
