@@ -67,15 +67,13 @@ class Driver(Attachment):
         protocol.on_wake = self._wake
         protocol.before_settling = self._stop_receiving
         protocol.outgoing.window.answers.peer_has_read = self._link.peer_has_read
-        self._lines = MAX_ENDS
-        """How many lines are taken in one turn."""
+        self._lines = MAX_ENDS  # to be taken in one turn
         self._in_turn = False
         self._in_protocol = False
         """Whether the protocol is at work, which calls the application's conversions and ``close``:
         what they ask for is done afterwards."""
         self._has_ended = False
-        self._end_after: Callable[[], None] | None = None
-        """The end that was asked for meanwhile."""
+        self._end_after: Callable[[], None] | None = None  # that was asked for meanwhile
         self._is_unsure = False
         """Whether a write was interrupted: nobody can say how much has left."""
         self._no_memory_since: float | None = None
@@ -393,7 +391,6 @@ class Driver(Attachment):
         if self._has_ended:
             return
         if self._in_protocol:
-            # An application's code asked for it, in the middle of what it changes.
             self._end_after = self._end_after or partial(
                 self._end, error, politely=politely, peer_is_dead=peer_is_dead
             )
