@@ -289,6 +289,9 @@ def _encode_slowly(message: object, shape: Shape) -> bytes:
     return line
 
 
+BESIDE = "; a handle travels beside the message, as send(message, handle)"
+
+
 class _NotJSONError(Exception):
     """What is wrong with a value; ``path`` are the keys that lead to it, the last one first."""
 
@@ -313,6 +316,7 @@ def _plain(value: object, depth: int, around: set[int]) -> Any:
     if not isinstance(value, dict | list | tuple):
         raise _NotJSONError(
             f"is {readable(type(value).__name__)}, which is not a JSON value: convert it first"
+            f"{BESIDE if hasattr(value, 'fileno') else ''}"
         )
     if id(value) in around:
         raise _NotJSONError("refers to an object around it")

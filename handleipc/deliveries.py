@@ -53,6 +53,9 @@ class _Chunk:
 # What a message takes in memory beside its bytes, for the sake of limits: a tuple, a small object,
 # places in two deques.
 MESSAGE_COST = 256
+# Turns of the loop in which nobody takes anything, after which all of it was left lying. A reader
+# that lets others run between two handles finds some of its own read and written meanwhile.
+IDLE_TURNS = 4
 
 
 class Deliveries:
@@ -65,6 +68,7 @@ class Deliveries:
     __slots__ = (
         "_chunk",
         "_heavy",
+        "_idle_turns",
         "_passed",
         "_ready",
         "_refilling",
@@ -72,7 +76,6 @@ class Deliveries:
         "_staged",
         "_staged_chunks",
         "_took_handles",
-        "_was_taken",
         "bytes",
         "bytes_taken",
         "bytes_waiting",
@@ -109,10 +112,11 @@ class Deliveries:
         self.bytes_taken = 0
         self.waiting_descriptors = 0
         """Of acknowledged handles that nobody has taken."""
-        # How many descriptors a handle has, by its id, of those that have more than one.
-        self._heavy: dict[int, int] = {}
+        # How many descriptors a handle has, by its id, of those that have more than one. A
+        # conversion may make the same object of many.
+        self._heavy: dict[int, list[int]] = {}
         self._refilling = True
-        self._was_taken = self._took_handles = False
+        self._idle_turns, self._took_handles = 0, False
         # Of the next control stage, and of those that the kernel does not have yet.
         self._chunk = _Chunk()
         self._staged_chunks: deque[_Chunk] = deque()
@@ -169,14 +173,17 @@ class Deliveries:
             self.pace = min(2 * self.pace, self._ready)
 
     def turn_ended(self, *, is_waited_for: bool) -> None:
-        """A turn of the loop has ended: what nobody took for a whole one was too much.
+        """A turn has ended. All of it left lying was too much, once others had their turn, too.
 
         Args:
             is_waited_for: a reader waits, and takes it as soon as it runs.
         """
-        if self.waiting_descriptors and not (self._was_taken or is_waited_for) and self.pace > 1:
-            self.pace = 1
-        self._was_taken = False
+        if is_waited_for or not self.waiting_descriptors:
+            self._idle_turns = 0
+        else:
+            self._idle_turns += 1
+            if self._idle_turns >= IDLE_TURNS and self.pace > 1:
+                self.pace = 1
 
     def add_handle(self, received: Received, size: int, descriptors: int = 1) -> None:
         """Add a handle whose acknowledgement goes with the next control stage."""
@@ -189,7 +196,7 @@ class Deliveries:
         if received[1] is not None:  # a conversion may make nothing of a handle
             self.waiting_descriptors += descriptors
             if descriptors > 1:
-                self._heavy[id(received[1])] = descriptors
+                self._heavy.setdefault(id(received[1]), []).append(descriptors)
 
     def add_plain(self, received: Received, size: int) -> None:
         """Add a message, behind the acknowledgements before it."""
@@ -286,11 +293,11 @@ class Deliveries:
     def _taken(self, received: Received, size: int) -> Received:
         self.bytes -= size
         self.bytes_taken += size
-        self._was_taken = True
+        self._idle_turns = 0
         handle = received[1]
         if handle is not None:
             self._took_handles = True
-            self.waiting_descriptors -= self._heavy.pop(id(handle), 1) if self._heavy else 1
+            self.waiting_descriptors -= self._weight(handle) if self._heavy else 1
         return received
 
     def take_ready(self) -> list[Received]:
@@ -301,7 +308,7 @@ class Deliveries:
         self._sizes.clear()
         self.bytes -= size
         self.bytes_taken += size
-        self._was_taken = self._took_handles = True
+        self._idle_turns, self._took_handles = 0, True
         heavy = self._heavy
         if self.settled and not self.urgent:
             self.waiting_descriptors = 0
@@ -309,8 +316,17 @@ class Deliveries:
         else:
             for _, handle in taken:
                 if handle is not None:
-                    self.waiting_descriptors -= heavy.pop(id(handle), 1)
+                    self.waiting_descriptors -= self._weight(handle) if heavy else 1
         return taken
+
+    def _weight(self, handle: object) -> int:
+        weights = self._heavy.get(id(handle))
+        if weights is None:
+            return 1
+        weight = weights.pop(0)
+        if not weights:
+            del self._heavy[id(handle)]
+        return weight
 
     # -- ends ------------------------------------------------------------------------------------
 

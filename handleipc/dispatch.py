@@ -78,7 +78,7 @@ class Dispatch:
         incoming = self._incoming
         read = 0 if incoming.native else self._node_lines(batch)
         self._native_lines(batch, read)
-        incoming.pairing.check_unfinished(batch.offset + batch.start_of(len(batch.ends)))
+        incoming.check_unfinished(batch.offset + batch.start_of(len(batch.ends)))
 
     def _node_lines(self, batch: Batch) -> int:
         """Take the lines of a batch, up to one that switches to native; returns how many."""

@@ -145,7 +145,10 @@ class WorkerExited(HandleIPCError):
         return f"the child process {how}{'' if self.opened else NEVER_OPENED}"
 
 
-NEVER_OPENED = " and never opened its channel (its own output says why, if anything does)"
+# A Node.js program opens its channel before it begins, and says nothing by that.
+NEVER_OPENED = (
+    " and never opened its channel, or said nothing on it (its own output says why, if any does)"
+)
 
 
 def _signal_name(number: int) -> str:

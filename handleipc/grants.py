@@ -78,6 +78,25 @@ class Grants:
             )
         self.seen = sequence
 
+    def check_set(self, count: int, asked: int) -> None:
+        """Judge descriptors that are here before the lines of their handles.
+
+        Lines that come byte by byte, or never, must not have this process keep more than handles
+        would.
+
+        Args:
+            count: how many there are.
+            asked: how many the peer was asked for again.
+
+        Raises:
+            RemoteProtocolError: no handles that were granted have so many.
+        """
+        room = max(0, self.descriptors - self._seen_descriptors)
+        if count > room + asked and self._ack_said != self.seen:
+            raise RemoteProtocolError(
+                f"the peer sent {count} descriptors at once, and {room} were left of its grant"
+            )
+
     def done(self, sequence: int, count: int) -> None:
         """Count a handle as acknowledged or refused: what it occupied is granted again."""
         self.ack = sequence

@@ -63,11 +63,17 @@ class Holes:
         """What to ask for in the next control line: first handle, number of handles."""
         self.ask_at: float | None = None
         self._asked = 0
+        self._each = 0
         self._tries = 0
         self._denied = 0
         # One clock for an outage, however many handles are lost in it: when it began, and when the
         # lack of a slot was last seen.
         self._since = self._seen = -math.inf
+
+    @property
+    def awaited(self) -> int:
+        """How many descriptors were asked for and have not come."""
+        return self._asked * self._each
 
     def open(self, line: HeldLine) -> None:
         """Take this handle as the first that lacks descriptors."""
@@ -128,7 +134,7 @@ class Holes:
         count = min(missing if self._tries <= 1 else 1, free // hole.n_fds)
         if count:
             self.ask = (hole.sequence, count)
-            self._asked = count
+            self._asked, self._each = count, hole.n_fds
             return None
         self._seen = self._system.clock()
         if self._seen - self._since >= self._limits.retry_time:

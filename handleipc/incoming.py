@@ -71,7 +71,7 @@ class Incoming:
         self.deliveries = Deliveries(limits.ready)
         self.pairing = Pairing(system.close)
         self._held: deque[HeldLine] = deque()
-        self._held_bytes = 0
+        self._held_bytes = self._held_internal = 0
         self.holes = Holes(limits, system, self._held)
 
         self.ready = self.deliveries.ready
@@ -114,12 +114,7 @@ class Incoming:
         internal message.
         """
         first = self._held[0]
-        return (
-            self.listens_internal
-            and first.fds is not None
-            and not first.is_refused
-            and not any(envelope.is_internal(item.message) for item in self._held)
-        )
+        return self.listens_internal and first.fds is not None and not self._held_internal
 
     # -- lines of the native dialect -------------------------------------------------------------
 
@@ -130,8 +125,24 @@ class Incoming:
             RemoteProtocolError: there is none here, it holds another number, or the last one was
                 not used up.
         """
+        self.grants.check_set(line.count, self.holes.awaited)
         if self.pairing.declare(line.count, at):
             self.grants.lost_some()
+
+    def check_unfinished(self, at: int) -> None:
+        """All lines were taken, and an unfinished one, or none yet, begins at stream offset ``at``.
+
+        Raises:
+            RemoteProtocolError: more descriptors are here than can belong to that line.
+        """
+        pairing = self.pairing
+        pairing.check_unfinished(at)
+        if not pairing.sets:
+            return
+        if self.native:
+            self.grants.check_set(len(pairing.sets[0].fds), self.holes.awaited)
+        else:
+            pairing.keep_two()
 
     def handle(self, line: envelope.Handle, size: int) -> None:
         """Take ``[2,...]``, the line of a handle.
@@ -182,6 +193,7 @@ class Incoming:
     def _hold(self, item: HeldLine) -> None:
         self._held.append(item)
         self._held_bytes += item.size
+        self._held_internal += envelope.is_internal(item.message)
 
     def again(self, line: envelope.Again) -> None:
         """Take ``[3,s,f]``: descriptors we asked for.
@@ -305,6 +317,13 @@ class Incoming:
         return self.deliveries.cost + self._held_bytes + MESSAGE_COST * len(self._held)
 
     @property
+    def is_full(self) -> bool:
+        """Whether as much is held as is, while nothing here waits for more."""
+        size = self.deliveries.bytes + self._held_bytes
+        count = len(self.ready) + len(self._held)
+        return size >= self._limits.held_bytes or count >= self._limits.held_messages
+
+    @property
     def waits_for_a_reader(self) -> bool:
         """Whether a handle of the peer waits for nothing but that others are taken."""
         return bool(
@@ -330,6 +349,7 @@ class Incoming:
                 self._release_handle(item, item.n_fds, item.size, fds=item.fds, kinds=item.kinds)
             held.popleft()
             self._held_bytes -= item.size
+            self._held_internal -= envelope.is_internal(item.message)
 
     def _may_release(self, item: HeldLine) -> bool:
         """Say whether a whole handle at the head may be acknowledged now."""
@@ -428,11 +448,17 @@ class Incoming:
         """
         self.deliveries.settle(deliver_unacked=deliver_unacked)
         whole = deliver_unacked and not self.closing
-        for item in self._held:
-            whole = whole and (not item.sequence or item.fds is not None)
-            self._settle_held(item, whole)
-        self._held.clear()
-        self._held_bytes = 0
+        held = self._held
+        try:
+            while held:
+                item = held.popleft()
+                whole = whole and (not item.sequence or item.fds is not None)
+                self._settle_held(item, whole)
+        finally:
+            for item in held:  # a signal handler raised in a conversion
+                self._close(item.fds)
+            held.clear()
+            self._held_bytes = 0
         self.pairing.close()
         self.holes.close()
         self.replies.nack_at = None

@@ -55,6 +55,8 @@ class Link:
             raise
         self._gaps = Gaps(node_pid, self.peer_has_read)
         self._receives = True
+        self._is_finite = False
+        """Whether nothing can be added to what is there to be read."""
 
     @property
     def at_eof(self) -> bool:
@@ -134,6 +136,7 @@ class Link:
             self._receives = False
             with contextlib.suppress(OSError):  # ENOTCONN: the peer is gone
                 self._sock.shutdown(socket.SHUT_RD)
+                self._is_finite = True
 
     def rest(self) -> int:
         """Return up to which position there may be something to read, that is there now."""
@@ -144,9 +147,14 @@ class Link:
         return self._receiver.position + size
 
     def has_rest(self, most: int) -> bool:
-        """Say whether there may be more up to the position that ``rest`` returned."""
+        """Say whether there may be more, up to the position that ``rest`` returned.
+
+        Up to the end where the reading side is shut down, however much the peer was allowed.
+        """
         receiver = self._receiver
-        return not (receiver.at_eof or receiver.drained or receiver.position > most)
+        if receiver.at_eof or receiver.drained:
+            return False
+        return self._is_finite or receiver.position <= most
 
     def close(self) -> None:
         """Shut both sides down and close the socket, with all that was received and not taken.

@@ -35,7 +35,6 @@ __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
 
 # One stage spells this much; a longer line ends its stage, and is not copied into it.
 STAGE_BYTES = 64 * 1024
-SET_MAX = 253
 QUEUED, STAGED, SENT = EntryState.QUEUED, EntryState.STAGED, EntryState.SENT
 NET_SOCKET = "net.Socket"
 # What spelling adds to a plain message, in node and in native.
@@ -142,7 +141,7 @@ class Outgoing:
         return (self._answer_stage() if self.window.answers else None) or self._native_stage()
 
     def begun(self, stage: Stage) -> None:
-        """Count a stage whose first byte, and with it all descriptors, the kernel took."""
+        """Count a stage whose first byte the kernel took, and all descriptors with it."""
         stage.fds = []
         stage.items.clear()
         if stage.resends and self.native:
@@ -269,10 +268,7 @@ class Outgoing:
         return size
 
     def _stage_handles(self, stage: Stage, lines: list[bytes], most: int, room: int) -> int:
-        """Number and spell the handles at the head of the queue, up to ``room`` descriptors.
-
-        As above.
-        """
+        """Number and spell the handles at its head, up to ``room`` descriptors. As above."""
         queue, fds = self.queue, stage.fds
         items = queue.items
         run: list[Entry] = []
@@ -350,8 +346,7 @@ class Outgoing:
             assert entry.pending is not None
             if stage.fds and len(stage.fds) + entry.descriptors > self._limits.set_size:
                 break
-            # Raises if the application closed an object it had handed over: the channel cannot
-            # keep its order without it, so the protocol gives the channel up.
+            # Raises if the application closed what it had handed over: the channel is given up.
             fds = entry.pending.filenos()
             answers.staged()
             lines.append(envelope.spell_again(entry.sequence, len(fds)))
@@ -453,10 +448,15 @@ class Outgoing:
         """Every handle up to ``ack`` is the peer's. Raises as ``Window.acknowledge``."""
         before = self.window.descriptors_out
         ended = self.window.acknowledge(ack)
-        for entry in ended:
-            self.queue.end(entry, None)
-        if ended:
-            self._system.in_flight.release(before - self.window.descriptors_out)
+        try:
+            for entry in ended:
+                self.queue.end(entry, None)
+        finally:
+            # If a signal handler raised in a handle's close(), the others end all the same.
+            for entry in [one for one in ended if one.state is not EntryState.ENDED]:
+                self.queue.end(entry, None)
+            if ended:
+                self._system.in_flight.release(before - self.window.descriptors_out)
 
     def refused(self, first: int, count: int, code: str) -> None:
         """Handles that the peer gives back. Raises as ``Window.refuse``."""

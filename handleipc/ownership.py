@@ -73,5 +73,4 @@ def _after_fork() -> None:
             continue  # of close(2): the number is free whatever it says
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

@@ -80,6 +80,15 @@ class Pairing:
         if len(self.sets) > 1 or (self.sets and self.sets[0].start > at):
             raise RemoteProtocolError("the peer sent descriptors in the middle of a line")
 
+    def keep_two(self) -> None:
+        """Close what the front set has beyond two descriptors: to be known for too many, they do.
+
+        A line of the node dialect has one, and may take any time to end.
+        """
+        fds = self.sets[0].fds
+        self._close(fds[2:])
+        del fds[2:]
+
     def front_set(self, at: int) -> DescriptorSet | None:
         """Take the set of the read that brought the byte at ``at``, or None. The caller owns it."""
         if self.sets and self.sets[0].start <= at < self.sets[0].end:

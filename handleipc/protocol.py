@@ -59,8 +59,7 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-# As many as there are deadlines.
-_NEVER = (None,) * 9
+_NEVER = (None,) * 9  # as many as there are deadlines
 
 
 class ChannelProtocol:
@@ -392,32 +391,36 @@ class ChannelProtocol:
             return True
         if waiting or incoming.listens_internal:
             return incoming.cost < limits.held_hard
-        return deliveries.bytes < limits.held_bytes and len(incoming.ready) < limits.held_messages
+        return not incoming.is_full
 
     @property
     def nobody_reads(self) -> bool:
         """Whether so much is held that a local wait must not go on reading for its own sake."""
         return self.nobody_takes or self.incoming.cost >= self.limits.held_hard
 
-    def watch_waits(self, *, awaited: bool) -> bool:
-        """Say whether something here waits for the peer: for an acknowledgement, or a flush.
+    def watch_waits(self, *, for_peer: bool, for_kernel: bool) -> bool:
+        """Say what is waited for here, when all was written that may leave.
 
-        While it does, handles of the peer are acknowledged up to ``Limits.ready`` though nobody
-        reads. If that many wait untaken and there is no progress for ``Limits.retry_time``,
+        While something depends on the peer, its handles are acknowledged up to ``Limits.ready``
+        though nobody reads. If that many wait untaken without progress for ``Limits.retry_time``,
         ``nobody_takes`` is set: two ends that never read would wait for each other for ever.
+
+        Args:
+            for_peer: an acknowledgement is, or a flush, or a drain.
+            for_kernel: a message is, to be written: one behind a handle depends on the peer, too.
 
         Returns:
             Whether handles of the peer may go on for that reason: ``pump``.
         """
-        incoming = self.incoming
-        deliveries = incoming.deliveries
+        incoming, outgoing, deliveries = self.incoming, self.outgoing, self.incoming.deliveries
+        depends = for_peer or (for_kernel and outgoing.queue.items)
+        awaited = bool(depends and outgoing.waiting_descriptors)
         begins = awaited and not deliveries.is_awaited and incoming.holds
         deliveries.is_awaited = awaited
         if not (awaited and incoming.waits_for_a_reader):
-            self._busy_at = None
-            self.nobody_takes = False
+            self._busy_at, self.nobody_takes = None, False
             return begins
-        key = (self.outgoing.window.acked, deliveries.bytes_taken, deliveries.pace)
+        key = (outgoing.window.acked, deliveries.bytes_taken, deliveries.pace)
         if self._busy_at is None or key != self._busy_key:
             self._busy_key = key
             self._busy_at = self._system.clock() + self.limits.retry_time
@@ -436,7 +439,7 @@ class ChannelProtocol:
             self.outgoing.window.answers.look_at,
             self.incoming.holes.ask_at,
             self.incoming.replies.nack_at,
-            self.outgoing.node.resend_at,
+            self.outgoing.node.resend_at if self.outgoing.stage is None else None,
         )
         if times == _NEVER:
             return None

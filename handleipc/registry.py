@@ -179,9 +179,11 @@ class Registry:
                 self.direct[tag, kinds[0]] = self._plain_builders[tag]
             try:
                 return builder(fds[0], kinds[0], options)
-            except OSError as error:
+            except (
+                Exception
+            ) as error:  # of the system; or no event loop runs, at an end without one
                 discard(*fds)
-                text = f"the system refused what a {tag} of the peer needs: {error.strerror}"
+                text = f"what a {tag} of the peer needs could not be made: {error!s:.100}"
                 raise Refusal("kind", text) from error
         discard(*fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")

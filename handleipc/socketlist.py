@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from handleipc.typing import JSON
 
@@ -36,6 +36,7 @@ __all__ = [
     "ALL_CLOSED",
     "CLOSED",
     "COUNT",
+    "COUNTING",
     "GET_COUNT",
     "MOST_WAITING",
     "NONSENSE",
@@ -45,6 +46,7 @@ __all__ = [
     "Group",
     "SocketListSend",
     "Tally",
+    "is_key",
 ]
 
 GET_COUNT = "NODE_SOCKET_GET_COUNT"
@@ -55,12 +57,21 @@ CLOSED = "NODE_SOCKET_CLOSED"
 STATEMENTS = frozenset({COUNT, ALL_CLOSED, CLOSED})
 """What a peer says of connections it was handed, to be taken when its line is read."""
 QUESTIONS = frozenset({GET_COUNT, NOTIFY_CLOSE})
+COUNTING = STATEMENTS | QUESTIONS
+"""All of them: no listener gets these."""
 
 # The answer of a peer that made no sense.
 NONSENSE = -1
 # Questions kept at once. Node asks once for each close() of a server, we once for each count; more
 # than this is a peer that fills our memory, or one that hangs.
 MOST_WAITING = 100
+# Node's keys and ours have less than a hundred characters.
+LONGEST_KEY = 512
+
+
+def is_key(key: object) -> TypeGuard[str]:
+    """Say whether this can be the name of a server."""
+    return isinstance(key, str) and len(key) <= LONGEST_KEY
 
 
 class Group:

@@ -23,7 +23,9 @@ from handleipc.socketlist import (
     Group,
     SocketListSend,
     Tally,
+    is_key,
 )
+from handleipc.texts import quoted
 from handleipc.typing import JSON
 
 __all__ = ["SocketListReceive", "SocketLists"]
@@ -127,14 +129,16 @@ class SocketLists:
         command, key = message["cmd"], message.get("key")
         if command not in STATEMENTS and command not in QUESTIONS:
             return None
-        if not isinstance(key, str):
-            return f"the peer sent {command} without a key"
+        if not is_key(key):
+            return f"the peer sent {command} without a key that is one: {quoted(key, 40)}"
         if command in QUESTIONS:
             return self._asked(command, key)
         found = self._sent.get(key)
         # None: a late answer about a server that has ended. Node may send one, too.
         if found is not None and not found.received(command, message):
-            return f"the peer sent a {command} that makes no sense: {message!r}"
+            return (
+                f"the peer sent a {command} that makes no sense: {quoted(message.get('count'), 40)}"
+            )
         return None
 
     def _asked(self, command: str, key: str) -> str | None:

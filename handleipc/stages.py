@@ -14,7 +14,7 @@ from handleipc.limits import Limits
 from handleipc.pending import PendingHandle
 from handleipc.typing import JSON
 
-__all__ = ["Entry", "EntryState", "Late", "NodeSlot", "Stage"]
+__all__ = ["LATE_SIZE", "Entry", "EntryState", "Late", "NodeSlot", "Stage"]
 
 
 class EntryState(enum.Enum):
@@ -28,8 +28,8 @@ class EntryState(enum.Enum):
 
 
 QUEUED = EntryState.QUEUED
-# What a message that is made late counts for: about what its entry takes.
-LATE_SIZE = 512
+# What a message that is made late counts for: about what its entry takes, and the longest key.
+LATE_SIZE = 1024
 
 
 class Entry:

@@ -66,6 +66,7 @@ class Scenario:
     withdraws: float = 0.0  # how often an application changes its mind
     refused: frozenset[int] = frozenset()  # handles the peer cannot make sense of
     late: frozenset[str] = frozenset()  # ends that do not read from the start
+    copies: frozenset[str] = frozenset()  # ends whose socket a forked copy holds, too
 
 
 def narrow_limits(rng: random.Random) -> Limits:
@@ -107,7 +108,9 @@ class End:
         self.alive = True
         self.open = True
         self.shut_reading = False
+        self.shut_writing = False
         self.reads = True
+        self.has_earned = False  # somebody read here, or something waited for the peer
         protocol.before_settling = self.shut_down_reading
 
     def shut_down_reading(self) -> None:
@@ -191,6 +194,14 @@ class World:
     def other(name: str) -> str:
         return "B" if name == "A" else "A"
 
+    def is_gone(self, end: End) -> bool:
+        """Whether the kernel has seen the last of this end's socket: no copy holds it."""
+        return not end.open and end.name not in self.scenario.copies
+
+    def hangs_up(self, end: End) -> bool:
+        """Whether this end's peer finds EOF behind what is left to read."""
+        return self.is_gone(end) or end.shut_writing
+
     def steps(self) -> list[tuple[str, str]]:
         found = []
         for name, end in self.ends.items():
@@ -204,8 +215,10 @@ class World:
                 found.append(("write", name))
                 if self.pipes[name] and protocol.want_read(waiting=False):
                     found.append(("read", name))
-                if not self.pipes[name] and (not peer.open or end.shut_reading):
+                if not self.pipes[name] and (self.hangs_up(peer) or end.shut_reading):
                     found.append(("eof", name))
+                if not peer.alive and not self.is_gone(peer):
+                    found.append(("reap", name))
                 deadline = protocol.deadline()
                 if deadline is not None and deadline < ENDLESS / 2:
                     found.append(("tick", name))
@@ -214,7 +227,7 @@ class World:
             elif protocol.incoming.ready or protocol.incoming.deliveries.urgent:
                 found.append(("take", name))
             elif end.open:
-                found.append(("want", name))
+                found += [("want", name), ("leave", name)]
             if end.open:
                 found.append(("await", name))
             if end.held:
@@ -284,12 +297,19 @@ class World:
 
     def _do_begin(self, end: End, size: int) -> None:
         """The application begins to read."""
-        end.reads = True
+        end.reads = end.has_earned = True
         end.protocol.incoming.deliveries.reader_came()
         end.protocol.incoming.pump()
 
+    def _do_leave(self, end: End, size: int) -> None:
+        """The reader is cancelled, and a turn ends; perhaps another comes, later."""
+        self.now_used += 1
+        end.protocol.incoming.deliveries.turn_ended(is_waited_for=False)
+        end.reads = bool(self.now_used % 2)
+
     def _do_want(self, end: End, size: int) -> None:
         """A reader finds nothing ready."""
+        end.has_earned = True
         deliveries = end.protocol.incoming.deliveries
         deliveries.reader_came()
         deliveries.found_nothing()
@@ -301,8 +321,9 @@ class World:
         protocol = end.protocol
         protocol.incoming.deliveries.turn_ended(is_waited_for=False)
         waits = bool(protocol.outgoing.waiting_descriptors) and self.now_used % 3 > 0
-        protocol.watch_waits(awaited=waits)
+        protocol.watch_waits(for_peer=waits, for_kernel=False)
         protocol.incoming.wants_more = waits
+        end.has_earned |= waits
         protocol.incoming.pump()
 
     def _do_write(self, end: End, size: int) -> None:
@@ -311,7 +332,7 @@ class World:
         if stage is None:
             return
         peer = self.ends[self.other(end.name)]
-        if not peer.open or peer.shut_reading:
+        if self.is_gone(peer) or peer.shut_reading:
             protocol.write_failed()
             self._end(end, protocol.receive_eof)
             return
@@ -364,6 +385,10 @@ class World:
 
     def _do_eof(self, end: End, size: int) -> None:
         end.protocol.receive_eof()
+
+    def _do_reap(self, end: End, size: int) -> None:
+        """The peer's process is known to be dead, though a copy of its socket lives on."""
+        self._end(end, partial(end.protocol.receive_eof, peer_is_dead=True))
 
     def _do_tick(self, end: End, size: int) -> None:
         self.now = max(self.now, end.protocol.deadline() or 0)
@@ -428,7 +453,13 @@ class World:
             self._close_socket(end)
 
     def _close_socket(self, end: End) -> None:
+        """The last step of every end; a crash has no other. A copy keeps what nobody has read."""
         end.open = False
+        end.shut_writing = end.alive
+        if end.name not in self.scenario.copies:
+            self._drop_unread(end)
+
+    def _drop_unread(self, end: End) -> None:
         for _, fds in self.pipes[end.name]:
             for fd in fds:
                 self.counts[fd]["flight"] -= 1
@@ -451,8 +482,9 @@ class World:
             if out > max(limits.window, largest):
                 raise Violation(f"{out} descriptors unacknowledged, {limits.window} granted")
             deliveries = incoming.deliveries
-            # Before the switch one handle may come in the node dialect, acknowledged at arrival.
-            ahead = max(limits.ready, largest) + 1
+            # An invited end may get one handle in the node dialect, acknowledged at arrival.
+            early = int(self.scenario.roles != "fork" or end.name == "B")
+            ahead = early + (max(limits.ready, largest) if end.has_earned else 0)
             if incoming.native and deliveries.waiting_descriptors > ahead:
                 raise Violation(f"{deliveries.waiting_descriptors} acknowledged descriptors wait")
             held = sum(len(item.fds or ()) for item in incoming._held)
@@ -486,7 +518,7 @@ class World:
         for _ in range(4000):
             before = self.key()
             for step in self.steps():
-                if step[0] != "withdraw" and step in self.steps():
+                if step[0] not in ("withdraw", "leave") and step in self.steps():
                     self.do(step, rng.choice([3, 9, 1 << 20]))
                     self.check_bounds()
             quiet = quiet + 1 if self.key() == before else 0
@@ -535,6 +567,7 @@ class World:
     def check_leaks(self) -> None:
         for name, end in self.ends.items():
             if not end.alive:
+                self._drop_unread(end)  # the copies of a dead process end some time, too
                 continue
             if end.open:
                 raise Violation(f"{name} never closed")
@@ -582,6 +615,7 @@ def random_scenario(rng: random.Random) -> Scenario:
         withdraws=rng.choice([0, 0, 0.1]),
         refused=frozenset(rng.sample(range(1, 21), 3)) if rng.random() < 0.3 else frozenset(),
         late=frozenset(rng.choice(["", "", "A", "B", "AB"])),
+        copies=frozenset(rng.choice(["", "", "", "A", "B", "AB"])),
     )
 
 

@@ -23,6 +23,7 @@ from handleipc.ancillary import (
     Refused,
     close_received,
     descriptor_kind,
+    discard,
     exit_with_parent,
     inherits_signals,
     reset_signals,
@@ -118,6 +119,16 @@ def test_send_to_closed_peer(pair: Pair, fds: list[int]) -> None:
     b.close()
     with pytest.raises(BrokenPipeError, match="Broken pipe"):
         send_with_fds(a.fileno(), b"x", 0, fds)
+
+
+def test_discard() -> None:
+    """Closes all of them, whatever close(2) says of one."""
+    fds = [os.memfd_create("file") for _ in range(3)]
+    os.close(fds[0])
+    discard(*fds)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_send_of_fds_without_bytes(pair: Pair) -> None:

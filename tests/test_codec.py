@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import gc
 import json
 import math
 import pathlib
@@ -799,3 +800,26 @@ def test_node_agrees_on_corner_cases(node: str) -> None:
         b"null",
     ]
     assert decode(lines[4], SHAPE) == {"cmd": "b"}
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"[" + b"1," * codec.LARGE + b"1]", b"[" * codec.LARGE])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_it_was(line: bytes, enabled: bool) -> None:
+    """A large line is read without it; whoever has switched it off finds it off, error or not."""
+    seen = []
+
+    def decode_and_look(line: bytes | memoryview) -> Any:
+        seen.append(gc.isenabled())
+        return codec.decode_short(line)
+
+    was = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        try:
+            codec.undisturbed(decode_and_look, line)
+        except codec.DECODE_ERRORS:
+            assert line.endswith(b"[")
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert seen == [enabled and len(line) < codec.LARGE]

@@ -249,6 +249,16 @@ def test_larger_than_what_may_wait() -> None:
     assert [message for message, _ in end.take()] == [1, 2, 3]
 
 
+def test_a_closed_handle_of_the_node_dialect_comes_back() -> None:
+    """It is read when it is to leave; what is behind it does."""
+    end = Fed()
+    end.send(b"1", [5], read=lambda: [-1])
+    end.send(b"2", [6])
+    assert fds_of(end.write()) == [[6]]
+    assert [message for message, _ in end.outcomes()] == ["1"]
+    assert end.protocol._system.in_flight.total == 1
+
+
 # -- receiving: the node dialect --------------------------------------------------------------------
 
 
@@ -298,6 +308,14 @@ def test_an_ack_that_waits_when_the_peer_has_gone() -> None:
     end.write()
     end.protocol.receive_eof()
     assert [message for message, _ in end.take()] == [1, 2]
+
+
+def test_a_node_peer_hears_of_a_lost_descriptor_at_once() -> None:
+    """If there is a free slot, the next try may succeed."""
+    end = Fed()
+    end.feed(NODE_HANDLE % 1, [], lost=True)
+    assert end.lines() == NACK
+    assert "a descriptor was lost" in str(end.protocol.incoming.errors[0])
 
 
 def test_an_outage_of_many_handles_has_one_clock() -> None:

@@ -107,8 +107,8 @@ def test_worker_that_never_opened_its_channel() -> None:
     error = WorkerExited(1, None, opened=False)
     assert not error.opened
     assert str(error) == (
-        "the child process exited with code 1 and never opened its channel (its own output says"
-        " why, if anything does)"
+        "the child process exited with code 1 and never opened its channel, or said nothing on it"
+        " (its own output says why, if anything does)"
     )
 
 

@@ -37,6 +37,7 @@ LAYERS = [
         "asyncio.lingering",
         "asyncio.logs",
         "asyncio.pipes",
+        "asyncio.reasons",
         "asyncio.posting",
         "asyncio.reaping",
         "asyncio.socketpath",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 
 import pytest
 
@@ -91,9 +90,3 @@ def test_a_real_fork() -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert told == []
     assert not door._is_copy
-
-
-def test_a_system_that_tells_of_no_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package can be imported there all the same."""
-    monkeypatch.delattr(os, "register_at_fork")
-    assert "Owned" in runpy.run_path(ownership.__file__)

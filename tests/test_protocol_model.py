@@ -11,9 +11,11 @@ from handleipc.deliveries import Deliveries, Received
 from handleipc.incoming import Incoming
 from handleipc.outgoing import Outgoing
 from handleipc.pairing import Pairing
-from handleipc.protocol import ChannelProtocol
+from handleipc.protocol import ChannelProtocol, State
 from handleipc.holes import Holes
-from tests.model_kernel import Violation, World, run_random
+from handleipc.window import Window
+from tests import model_waits
+from tests.model_kernel import End, Violation, World, run_random
 
 # A quarter of a second each; `python -m tests.model_kernel 0 1000000` is the long way.
 BLOCKS = 40
@@ -47,8 +49,9 @@ def test_runs_are_not_empty() -> None:
 
 
 def give_before_the_ack_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    def eager(self: Deliveries, received: Received, size: int) -> None:
-        self._waiting_handles += 1
+    def eager(self: Deliveries, received: Received, size: int, descriptors: int = 1) -> None:
+        self.waiting_descriptors += descriptors
+        self._heavy[id(received[1])] = descriptors
         self._make_ready(received, size)
 
     monkeypatch.setattr(Deliveries, "add_handle", eager)
@@ -100,9 +103,11 @@ def give_what_is_behind_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def return_the_handle_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     settle = Outgoing.settle
-    monkeypatch.setattr(
-        Outgoing, "settle", lambda self, reason, in_doubt: settle(self, reason, in_doubt=False)
-    )
+
+    def sure(self: Outgoing, reason: str, **doubts: bool) -> None:
+        settle(self, reason, node_in_doubt=False, all_in_doubt=False)
+
+    monkeypatch.setattr(Outgoing, "settle", sure)
 
 
 def leave_holes_unfilled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +135,71 @@ def put_data_before_control(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def acknowledge_before_anybody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    init = Deliveries.__init__
+
+    def trusting(self: Deliveries, ready: int) -> None:
+        init(self, ready)
+        self.pace = ready
+
+    monkeypatch.setattr(Deliveries, "__init__", trusting)
+
+
+def leave_the_writing_side_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = World._close_socket
+
+    def only_close(self: World, end: End) -> None:
+        close(self, end)
+        end.shut_writing = False
+
+    monkeypatch.setattr(World, "_close_socket", only_close)
+
+
+def end_without_reading_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "_end", lambda self, end, settle: settle())
+
+
+def leave_the_reading_side_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_settle(self: World, end: End, settle: Callable[[], None]) -> None:
+        while self.pipes[end.name] and end.protocol.state is not State.CLOSED:
+            self._do_read(end, 1 << 20)
+        settle()
+
+    monkeypatch.setattr(World, "_end", only_settle)
+    monkeypatch.setattr(End, "shut_down_reading", lambda self: None)
+
+
+def count_handles_instead_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Window, "room", lambda self: self.may_descriptors - self.numbered)
+
+
+def acknowledge_handles_instead_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_add = Deliveries.may_add_handle
+    monkeypatch.setattr(Deliveries, "may_add_handle", lambda self, descriptors=1: may_add(self, 1))
+
+
+def let_no_large_handle_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = Outgoing._descriptors_allowed
+    monkeypatch.setattr(
+        Outgoing, "_descriptors_allowed", lambda self, first, stage: allowed(self, 0, stage)
+    )
+
+
+def hold_a_node_handle_when_this_end_disconnects(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = Incoming.close
+
+    def forgetful(self: Incoming) -> None:
+        held = [item for item in self._held if not item.sequence and item.fds is not None]
+        fds = [item.fds for item in held]
+        for item in held:
+            item.fds = None
+        close(self)
+        for item, kept in zip(held, fds, strict=True):
+            item.fds = kept
+
+    monkeypatch.setattr(Incoming, "close", forgetful)
+
+
 MUTATIONS = [
     give_before_the_ack_is_written,
     settle_without_reading_what_is_left,
@@ -140,6 +210,14 @@ MUTATIONS = [
     leave_holes_unfilled,
     forget_to_close_what_nobody_claims,
     put_data_before_control,
+    acknowledge_before_anybody_reads,
+    leave_the_writing_side_open,
+    end_without_reading_what_is_left,
+    leave_the_reading_side_open,
+    count_handles_instead_of_descriptors,
+    acknowledge_handles_instead_of_descriptors,
+    let_no_large_handle_pass_alone,
+    hold_a_node_handle_when_this_end_disconnects,
 ]
 
 
@@ -162,3 +240,104 @@ def test_a_seed_reproduces_its_run() -> None:
     first, second = run_random(7), run_random(7)
     assert first.key() == second.key()
     assert random.Random(7).random() == random.Random(7).random()
+
+
+# -- two programs that wait for each other ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_two_programs_that_wait_for_each_other(block: int) -> None:
+    """Whoever waits for the peer before it reads goes on, if need be with ``ChannelBusy``."""
+    for seed in range(block * 50, (block + 1) * 50):
+        try:
+            model_waits.run_waiting(seed)
+        except Violation as violation:
+            raise AssertionError(f"seed {seed}: {violation}") from violation
+
+
+def test_waiting_runs_are_not_empty() -> None:
+    """In both dialects, with programs that go on and programs that are told that nobody reads."""
+    dialects: set[str] = set()
+    told = 0
+    for seed in range(100):
+        world = model_waits.run_waiting(seed)
+        told += bool(world.told)
+        dialects |= {end.protocol.dialect for end in world.ends.values()}
+    assert dialects == {"node", "native"}
+    assert 10 < told < 90
+
+
+def patch_watch(monkeypatch: pytest.MonkeyPatch, change: Callable[..., dict[str, bool]]) -> None:
+    watch = ChannelProtocol.watch_waits
+
+    def changed(self: ChannelProtocol, **waits: bool) -> bool:
+        return watch(self, **change(self, **waits))
+
+    monkeypatch.setattr(ChannelProtocol, "watch_waits", changed)
+
+
+def waiting_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_watch(monkeypatch, lambda self, **waits: {**waits, "for_peer": False})
+
+
+def a_drain_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_waits, "FOR_PEER", ["H", "F"])
+
+
+def a_line_behind_a_handle_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_watch(monkeypatch, lambda self, **waits: {**waits, "for_kernel": False})
+
+
+def nobody_is_ever_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        ChannelProtocol,
+        "nobody_reads",
+        property(lambda self: self.incoming.cost >= self.limits.held_hard),
+    )
+
+
+def only_native_ends_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_watch(
+        monkeypatch,
+        lambda self, **waits: {k: on and self.incoming.native for k, on in waits.items()},
+    )
+
+
+def told_only_when_all_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = Incoming.waits_for_a_reader.fget
+    assert waits is not None
+    monkeypatch.setattr(
+        Incoming,
+        "waits_for_a_reader",
+        property(
+            lambda self: waits(self) and self.deliveries.waiting_descriptors >= self._limits.ready
+        ),
+    )
+
+
+def nothing_more_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = property(lambda self: False, lambda self, on: None)
+    monkeypatch.setattr(Incoming, "wants_more", never, raising=False)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        waiting_earns_nothing,
+        a_drain_earns_nothing,
+        a_line_behind_a_handle_earns_nothing,
+        nobody_is_ever_told,
+        only_native_ends_are_told,
+        told_only_when_all_is_full,
+        nothing_more_is_granted,
+    ],
+    ids=lambda m: m.__name__,
+)
+def test_the_model_notices_who_waits_for_ever(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one rule of waiting broken, two programs are seen to hang."""
+    mutate(monkeypatch)
+    with pytest.raises(Violation, match="deadlock"):
+        for seed in range(400):
+            model_waits.run_waiting(seed)

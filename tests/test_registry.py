@@ -484,6 +484,32 @@ def test_convert_custom_that_fails(registry: Registry) -> None:
     os.close(detached[0])
 
 
+@pytest.mark.parametrize(
+    ("tag", "count", "code"),
+    [
+        ("log", 1, None),
+        ("log", 7, None),  # the conversion's to say
+        ("fd", 1, None),
+        ("fd", 2, "kind"),
+        ("net.Native", 0, "kind"),
+        ("unknown", 1, "type"),
+        ("", 1, "type"),
+    ],
+)
+def test_check(registry: Registry, tag: str, count: int, code: str | None) -> None:
+    """What can never be converted is known by tag and number, before any descriptor is looked at."""
+    refusal = registry.check(tag, count)
+    assert (refusal and refusal.code) == code
+
+
+def test_check_for_a_channel_that_accepts_none(registry: Registry) -> None:
+    """All are refused, known or not, with the words of ``refuse``."""
+    for tag in ("fd", "unknown"):
+        refusal = registry.refuse_all(tag, 1)
+        assert refusal.code == "policy"
+        assert "accepts no handles" in str(refusal)
+
+
 def test_refuse(registry: Registry) -> None:
     """A channel that accepts no handles closes whatever comes, known or not."""
     for tag in ("fd", "unknown"):

@@ -158,6 +158,18 @@ def test_forget() -> None:
     assert woken == []
 
 
+def test_start_again() -> None:
+    """A forked copy has nothing in flight, and none of its channels waits."""
+    budget = InFlight()
+    woken: list[int] = []
+    budget.add(7)
+    budget.wait(lambda: woken.append(1))
+    budget.start_again()
+    assert budget.total == 0
+    budget.release(0)
+    assert woken == []
+
+
 # -- System --------------------------------------------------------------------------------------
 
 

@@ -14,12 +14,15 @@ from collections.abc import AsyncGenerator
 from handleipc.ancillary import discard
 from handleipc.asyncio import hangups
 from handleipc.asyncio.emitter import Emitter
+from handleipc.asyncio.posting import post
 from handleipc.exceptions import ChannelBusy, ChannelClosed
 from handleipc.ownership import Owned, in_copies
 from handleipc.system import System
 
-__all__ = ["NO_THREAD", "Attachment", "process_system"]
+__all__ = ["NO_THREAD", "Attachment", "process_system", "running_loop"]
 
+# As get_running_loop(), but None where none runs.
+running_loop = asyncio._get_running_loop
 # What a channel that no thread may use has for its thread.
 NO_THREAD = -1
 
@@ -66,12 +69,14 @@ class Attachment(Emitter, Owned):
     # -- who may use it --------------------------------------------------------------------------
 
     def _refuse_use(self) -> None:
-        """Say why the caller may not use the channel: its thread is not that of the channel's loop.
+        """Say why the caller may not use the channel: the loop that runs is not the channel's.
+
+        On the thread of the channel's loop it may, too, while no loop runs there at all.
 
         Raises:
             ForkedCopy: it is a forked copy's.
-            ChannelClosed: the loop has ended.
-            ChannelBusy: the loop runs in another thread.
+            ChannelClosed: the loop has ended, whether it said so or not.
+            ChannelBusy: the loop runs in another thread, or another one runs in this.
         """
         self._refuse_copy()
         if self._is_closed:
@@ -81,11 +86,17 @@ class Attachment(Emitter, Owned):
                 "the event loop of this channel has ended, and nothing is written or read without"
                 " one: a child calls parent() again in the next loop"
             )
-        if asyncio._get_running_loop() is self._loop:
+        if running_loop() is self._loop:
             self._thread = threading.get_ident()  # the loop goes on in another thread now
             return
+        if threading.get_ident() == self._thread:
+            if running_loop() is None:
+                return
+            where = "is not the one that runs here"
+        else:
+            where = "runs in another thread"
         raise ChannelBusy(
-            "the event loop of this channel runs in another thread: use"
+            f"the event loop of this channel {where}: use"
             " loop.call_soon_threadsafe(channel.send_nowait, message), or"
             " asyncio.run_coroutine_threadsafe(channel.send(message), loop)"
         )
@@ -100,6 +111,9 @@ class Attachment(Emitter, Owned):
         # Runs up to its yield, which never suspends: now the loop will close it when it ends.
         with contextlib.suppress(StopIteration):
             self._keeper.__anext__().send(None)
+        # A loop that was closed without a word has left these as they were.
+        self._is_reading = self._is_writing = self._watches_hangup = False
+        self._timer = None
         self._turn_scheduled = self._read_scheduled = False
         self._schedule_turn()
 
@@ -164,6 +178,13 @@ class Attachment(Emitter, Owned):
         if not self._turn_scheduled and not self._loop.is_closed():
             self._turn_scheduled = True
             self._loop.call_soon(self._scheduled_turn)
+
+    def _wake(self) -> None:
+        """Schedule a turn from wherever the budget of the process was released."""
+        if running_loop() is self._loop:
+            self._schedule_turn()
+        elif not self._is_copy:
+            post(self._loop, self._schedule_turn)
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False

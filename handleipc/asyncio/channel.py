@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
-from handleipc.asyncio.attachment import NO_THREAD
-from handleipc.asyncio.driver import Aborted, process_system
+from handleipc.asyncio.attachment import NO_THREAD, process_system, running_loop
 from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.logs import throttle
+from handleipc.asyncio.reasons import Aborted
 from handleipc.asyncio.sender import Sender
 from handleipc.deliveries import Internal, Received
 from handleipc.exceptions import (
@@ -26,11 +26,11 @@ from handleipc.exceptions import (
 )
 from handleipc.limits import Limits
 from handleipc.protocol import ChannelProtocol, Invitation, State
+from handleipc.socketlist import COUNTING
 
 __all__ = ["Channel"]
 
 Message = Received
-_this_thread = threading.get_ident
 
 
 class Channel(Sender):
@@ -84,7 +84,8 @@ class Channel(Sender):
     @property
     def connected(self) -> bool:
         """Whether messages can be sent. False at once after ``disconnect()``, and in copies."""
-        return self._protocol.state is State.OPEN and not self._link.at_eof and not self._is_copy
+        is_open = self._protocol.state is State.OPEN and self._end_after is None
+        return is_open and not self._link.at_eof and not self._is_copy
 
     @property
     def dialect(self) -> str:
@@ -118,7 +119,8 @@ class Channel(Sender):
             and incoming.deliveries.holds_back
             and self._reader is None
             and not self._has_listeners("message")
-            and _this_thread() == self._thread
+            and running_loop() is self._loop
+            and self._thread != NO_THREAD
         ):
             return self._take()  # as recv(), which would not wait either
         try:
@@ -160,6 +162,10 @@ class Channel(Sender):
             timeout: seconds to flush, then ``abort()``; None means ``Limits.disconnect_timeout``.
         """
         self._check_use()
+        if self._in_protocol:
+            # A conversion asked for it, in the middle of what it changes.
+            self._loop.call_soon(partial(self.disconnect, timeout=timeout))
+            return
         limit = self._limits.disconnect_timeout if timeout is None else timeout
         self._protocol.disconnect(limit)
         self._schedule_turn()
@@ -176,9 +182,9 @@ class Channel(Sender):
         is closed, and it is reported as undelivered ``in doubt``, or as ``HandleInDoubt``.
         """
         self._refuse_copy()
-        if self._thread != NO_THREAD:
+        if self._thread != NO_THREAD and not self._loop.is_closed():
             self._check_use()
-        self._abort(Aborted())
+        self._end(Aborted())
 
     # -- taking ----------------------------------------------------------------------------------
 
@@ -203,11 +209,11 @@ class Channel(Sender):
                 raise self._why_closed()
             self._reader = self._loop.create_future()
             incoming.deliveries.found_nothing()
-            if incoming.holds or not self._is_reading:
-                self._turn()
-            else:
-                self._say_who_takes()
             try:
+                if incoming.holds or not self._is_reading:
+                    self._turn()
+                else:
+                    self._say_who_takes()
                 if not incoming.ready and not self._is_closed:
                     await self._reader
             finally:
@@ -261,7 +267,9 @@ class Channel(Sender):
         event = "message"
         if type(received) is Internal:
             event = "internal_message"
-            self._take_question(message)
+            if message["cmd"] in COUNTING and handle is None:
+                self._take_question(message)
+                return  # between the two ends, and nobody else's
         if not self._emit(event, message, handle) and handle is not None:
             # As Node: an internal message without a listener is gone. Its descriptor is not.
             self._close_unwanted(handle)
@@ -281,7 +289,7 @@ class Channel(Sender):
     def _exchange(self) -> bool:
         self._report_outcomes()
         # Only for what is still waited for, now that all was written that could be.
-        waits = self._protocol.watch_waits(awaited=self._waits_for_the_peer)
+        waits = self._watch_waits()
         given = self._deliver() or waits
         self._report_faults()
         self._wake_waiters()
@@ -334,7 +342,9 @@ class Channel(Sender):
         error = self._protocol.error
         if isinstance(error, RemoteProtocolError) and not self._emit("error", error):
             throttle.warning(f"end {type(error).__name__}", "%r: %s", self, error)
-        if not self._loop.is_closed():
+        if self._loop.is_closed():
+            self._emit_disconnect()
+        else:
             self._loop.call_soon(self._emit_disconnect)
 
     def _give_what_is_left(self) -> None:

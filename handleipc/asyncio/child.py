@@ -30,6 +30,8 @@ log = logging.getLogger("handleipc")
 # How long the exit of a child is waited for that has closed its channel and is ending: the kernel
 # tells within milliseconds, unless the process dumps its core.
 EXIT_PATIENCE = 5.0
+# The same where nobody says whether it is ending.
+SHORT_PATIENCE = 0.1
 # Signals with which a process is asked to end.
 ENDING = frozenset(
     {signals.SIGTERM, signals.SIGKILL, signals.SIGINT, signals.SIGHUP, signals.SIGQUIT}
@@ -225,14 +227,19 @@ class Child(Channel):
         return super()._exchange()
 
     def _closed(self) -> None:
-        self._openers.fail(self._why_closed)
+        if self._protocol.peer.was_opened:
+            self._openers.wake()
+        else:
+            self._openers.fail(self._why_closed)
         super()._closed()
 
     def _waits_for_exit(self) -> bool:
         if self._exit_wait is None:
-            if not self._process.is_ending():
+            ending = self._process.is_ending()
+            if ending is False:
                 return False
-            self._exit_wait = self._loop.call_later(EXIT_PATIENCE, self._end_without_exit)
+            patience = EXIT_PATIENCE if ending else SHORT_PATIENCE
+            self._exit_wait = self._loop.call_later(patience, self._end_without_exit)
         return not (self._exit_told or self._exit_wait.cancelled())
 
     def _end_without_exit(self) -> None:

@@ -22,9 +22,9 @@ from handleipc.exceptions import RemoteProtocolError, UnsupportedHandle
 from handleipc.outgoing import PEER_SPEAKS_NODE
 from handleipc.pending import Held, PendingHandle
 from handleipc.protocol import ChannelProtocol, State
-from handleipc.socketlist import STATEMENTS, Group
+from handleipc.socketlist import STATEMENTS, Group, is_key
 from handleipc.socketlists import SocketLists
-from handleipc.stages import Late
+from handleipc.stages import LATE_SIZE, Late
 from handleipc.typing import JSON, Options
 
 __all__ = ["CountingDriver"]
@@ -50,6 +50,8 @@ class CountingDriver(Driver):
             self._send_late,
             post=self._post,
         )
+        self._answers = 0
+        """Messages of our own that have not been written."""
         protocol.incoming.on_internal = self._take_statement
         super().__init__(sock, protocol)
 
@@ -91,7 +93,7 @@ class CountingDriver(Driver):
         if options is None:
             return handle
         key = options.get("key")
-        if isinstance(key, str) and isinstance(handle, BaseConnection):
+        if is_key(key) and isinstance(handle, BaseConnection):
             handle.group = self.lists.receiver(key)
             handle.group.opened_here()
         return handle
@@ -107,27 +109,25 @@ class CountingDriver(Driver):
 
     def _send_internal(self, message: JSON) -> None:
         """Queue a message of our own, which the public ``send`` would refuse as forged."""
-        if self._may_answer():
-            self._protocol.send(codec.spell(message))
-            self._schedule_turn()
+        self._send_late(lambda: message, lambda: None)
 
     def _send_late(self, make: Callable[[], JSON], ended: Callable[[], None]) -> None:
         """Queue a message that is made when its line is written."""
-        if self._may_answer():
-            self._protocol.send(Late(lambda: codec.spell(make()), ended))
-            self._schedule_turn()
-        else:
+        if self._protocol.state is not State.OPEN:
+            ended()
+            return
+        if self._answers * LATE_SIZE > self._limits.queued_bytes:
+            self._end(RemoteProtocolError("the peer asks, and does not read the answers"))
+            ended()
+            return
+
+        def gone() -> None:
+            self._answers -= 1
             ended()
 
-    def _may_answer(self) -> bool:
-        """Say whether a message of our own may be queued; a peer that only asks is given up."""
-        protocol = self._protocol
-        if protocol.state is not State.OPEN:
-            return False
-        if protocol.outgoing.unsent_bytes <= self._limits.queued_bytes:
-            return True
-        self._abort(RemoteProtocolError("the peer asks, and does not read the answers"))
-        return False
+        self._answers += 1
+        self._protocol.send(Late(lambda: codec.spell(make()), gone))
+        self._schedule_turn()
 
     def _take_statement(self, message: JSON) -> None:
         """Take what the peer says of connections it was handed, in the order it was written."""

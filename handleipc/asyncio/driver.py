@@ -16,11 +16,13 @@ import errno
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 from handleipc.ancillary import Refused
 from handleipc.asyncio.attachment import NO_THREAD, Attachment, process_system
+from handleipc.asyncio.reasons import why_closed
 from handleipc.exceptions import (
-    ChannelBroken,
     ChannelClosed,
     HandleIPCError,
     LocalProtocolError,
@@ -32,26 +34,21 @@ from handleipc.link import Link
 from handleipc.protocol import ChannelProtocol, State
 from handleipc.stages import Stage
 
-__all__ = ["Aborted", "Driver", "process_system"]
+__all__ = ["Driver", "process_system"]
 
 # Bytes written before the event loop gets its turn.
 WRITE_BUDGET = 1024 * 1024
-# What one channel may do in one turn of the loop, in seconds, while others wait for theirs: less
-# than a neighbour's round trip takes where nobody else does anything.
-SLICE = 0.0002
+# What one channel may do in one turn of the loop, in seconds of CPU, while others wait for theirs:
+# less than a neighbour's round trip takes where nobody else does anything.
+SLICE = 0.0004
 # Lines taken in one turn are as many as that takes, but not fewer than these.
-FEWEST_LINES = 16
+FEWEST_LINES = 32
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
+# How long a peer that reads no more may take to close.
+CLOSING_PATIENCE = 1.0
 # Errors of a read that pass by themselves.
 NO_MEMORY = frozenset({errno.ENOBUFS, errno.ENOMEM})
-
-
-class Aborted(HandleIPCError):
-    """The reason of an ``abort()``; never raised."""
-
-    def __str__(self) -> str:
-        return "this end aborted the channel"
 
 
 class Driver(Attachment):
@@ -67,16 +64,18 @@ class Driver(Attachment):
         super().__init__(self._link.fd)
         self._limits = protocol.limits
         self._protocol = protocol
-        protocol.on_wake = self._schedule_turn
+        protocol.on_wake = self._wake
         protocol.before_settling = self._stop_receiving
         protocol.outgoing.window.answers.peer_has_read = self._link.peer_has_read
-        self._lines = MAX_ENDS
-        """How many lines are taken in one turn."""
+        self._lines = MAX_ENDS  # to be taken in one turn
         self._in_turn = False
-        self._in_read = False
-        """Whether lines are being taken: conversions run then, and those are the application's."""
+        self._in_protocol = False
+        """Whether the protocol is at work, which calls the application's conversions and ``close``:
+        what they ask for is done afterwards."""
         self._has_ended = False
-        self._abort_after_read: HandleIPCError | None = None
+        self._end_after: Callable[[], None] | None = None  # that was asked for meanwhile
+        self._is_unsure = False
+        """Whether a write was interrupted: nobody can say how much has left."""
         self._no_memory_since: float | None = None
         self._read_again_at: float | None = None
         self._attach()
@@ -112,7 +111,7 @@ class Driver(Attachment):
         return False
 
     def _peer_pid(self) -> int:
-        """Return the id of the process at the other end; 0 if that is not known."""
+        """Return the id of the process at the other end; 0 if not known."""
         return self._link.peer_pid()
 
     def _node_pid(self) -> int:
@@ -123,24 +122,7 @@ class Driver(Attachment):
         return self._protocol.state is State.CLOSED
 
     def _why_closed(self) -> ChannelClosed:
-        protocol, error = self._protocol, self._protocol.error
-        if isinstance(error, Aborted):
-            return ChannelClosed("this end has aborted the channel")
-        if protocol.state is State.CLOSING or (error is None and protocol.ended_here):
-            return ChannelClosed("this end has disconnected: nothing more can be sent")
-        return self._broken(error)
-
-    def _broken(self, error: HandleIPCError | None) -> ChannelBroken:
-        """Return the exception that says how the outside ended the channel."""
-        exited = error if isinstance(error, WorkerExited) else None
-        broken = ChannelBroken(
-            f"the channel has ended: {error or 'the peer closed it'}",
-            exit_code=exited.code if exited else None,
-            signal=exited.signal if exited else None,
-            opened=self._protocol.peer.was_opened,
-        )
-        broken.__cause__ = error
-        return broken
+        return why_closed(self._protocol)
 
     # -- turns -----------------------------------------------------------------------------------
 
@@ -158,7 +140,7 @@ class Driver(Attachment):
         """
         if self._is_copy:
             return  # the loop's epoll is the original's too
-        if self._in_turn or self._in_read:
+        if self._in_turn or self._in_protocol:
             # A listener or a conversion asked for it: what it wants is done when it returns.
             self._schedule_turn()
             return
@@ -178,7 +160,10 @@ class Driver(Attachment):
             if self._failed(error):
                 raise
         except BaseException:
-            self._schedule_turn()  # a signal handler raised: for what was not done yet
+            # A signal handler raised. What was not done yet is done in the next turn.
+            if self._is_unsure:
+                self._end(LocalProtocolError("a write was interrupted, and nobody knows how far"))
+            self._schedule_turn()
             raise
         finally:
             self._in_turn = False
@@ -194,10 +179,10 @@ class Driver(Attachment):
 
     def _read_slice(self) -> None:
         """Read, and go on with what came, for about as long as a turn may take."""
-        start = time.perf_counter()
+        start = time.thread_time()  # which does not count interruptions on a busy machine
         self._read()
         self._work()
-        took = time.perf_counter() - start
+        took = time.thread_time() - start
         if took > SLICE:
             self._lines = max(FEWEST_LINES, self._lines // 2)
         elif self._lines < MAX_ENDS and took < SLICE / 2:
@@ -205,6 +190,8 @@ class Driver(Attachment):
 
     def _work(self) -> None:
         """Write and give what there is, then end the channel or watch for what comes next."""
+        if self._end_after is not None:
+            self._end_after()
         writing = not self._is_over and self._go_on()
         if self._is_over:
             self._end()
@@ -234,10 +221,10 @@ class Driver(Attachment):
         that follows.
         """
         self._schedule_turn()
-        if self._in_turn or self._in_read or self._is_writing or self._is_over:
+        if self._in_turn or self._in_protocol or self._is_writing or self._is_over:
             return
-        # As in a turn: what it calls may send, too.
-        self._in_turn = True
+        # As in a turn: what it calls may send, too. And an end, which is told to everybody, waits.
+        self._in_turn = self._in_protocol = True
         try:
             protocol = self._protocol
             if (
@@ -252,15 +239,22 @@ class Driver(Attachment):
             if self._failed(error):
                 raise
         finally:
-            self._in_turn = False
+            self._in_turn = self._in_protocol = False
 
     def _go_on(self) -> bool:
         """Write and give in turns, since each makes room for the other. Returns ``_write``'s."""
         protocol = self._protocol
         self._prepare()
         while True:
-            protocol.incoming.pump()
-            writing = self._write()
+            self._in_protocol = True
+            try:
+                protocol.incoming.pump()
+                writing = self._write()
+            finally:
+                self._in_protocol = False
+            if self._end_after is not None:
+                self._end_after()
+                return False
             given = self._exchange()
             if self._is_over or protocol.finished or not given:
                 if protocol.finished and not self._is_over:
@@ -294,8 +288,6 @@ class Driver(Attachment):
             return
         self._no_memory_since = None
         self._take_lines(batch)
-        if self._abort_after_read is not None:
-            self._end(self._abort_after_read)
 
     def _read_failed(self, error: OSError) -> None:
         now = process_system.clock()
@@ -313,24 +305,30 @@ class Driver(Attachment):
 
     def _take_lines(self, batch: Batch) -> None:
         # Whatever a conversion does meanwhile: the lines are in the buffer of the next read.
-        self._in_read = True
+        self._in_protocol = True
         try:
             self._protocol.received(batch)
         finally:
-            self._in_read = False
+            self._in_protocol = False
 
     def _write(self) -> bool:
         """Write what may leave. Returns whether to call again when the socket is writable."""
         protocol = self._protocol
         budget = WRITE_BUDGET
+        failed: OSError | None
         while (stage := protocol.next_stage()) is not None:
             if budget <= 0:
                 self._schedule_turn()
                 return False
+            self._is_unsure, failed = True, None
             try:
                 written = self._link.write(stage)
             except OSError as error:
-                self._write_failed(stage, error)
+                failed, self._is_unsure = error, False
+            else:
+                self._is_unsure = isinstance(written, int)
+            if failed is not None:  # here, since what listeners raise has nothing to do with it
+                self._write_failed(stage, failed)
                 continue
             if written is Refused.AGAIN:
                 return True
@@ -344,6 +342,7 @@ class Driver(Attachment):
                 continue
             budget -= written
             protocol.wrote(written)
+            self._is_unsure = False
             if protocol.outgoing.stage is stage:
                 return True  # the kernel took a part, so it is full
         return False
@@ -357,20 +356,18 @@ class Driver(Attachment):
         if not isinstance(error, ConnectionError):
             self._end(LocalProtocolError(f"the channel cannot be written: {error.strerror}"))
         elif self._link.peer_lives():
-            why = "the peer has shut its reading side down and lives on, so nothing can be said"
-            self._end(RemoteProtocolError(why))
+            # It is about to close, as far as anybody can tell: every end of ours shuts its reading
+            # side down first, and may lose the processor before it goes on.
+            self._loop.call_later(CLOSING_PATIENCE, self._peer_is_deaf)
         else:
             self._end()
 
-    # -- ends ------------------------------------------------------------------------------------
+    def _peer_is_deaf(self) -> None:
+        if not self._is_copy:
+            why = "the peer has shut its reading side down and lives on, so nothing can be said"
+            self._end(RemoteProtocolError(why))
 
-    def _abort(self, error: HandleIPCError) -> None:
-        if self._has_ended:
-            return
-        if self._in_read:
-            self._abort_after_read = error
-        else:
-            self._end(error)
+    # -- ends ------------------------------------------------------------------------------------
 
     def _end(
         self,
@@ -393,6 +390,11 @@ class Driver(Attachment):
         """
         if self._has_ended:
             return
+        if self._in_protocol:
+            self._end_after = self._end_after or partial(
+                self._end, error, politely=politely, peer_is_dead=peer_is_dead
+            )
+            return
         if error is None and not (politely or peer_is_dead) and self._waits_for_exit():
             self._detach()
             return
@@ -405,6 +407,8 @@ class Driver(Attachment):
 
         def settle() -> None:
             protocol = self._protocol
+            if isinstance(error, WorkerExited):
+                error.opened = protocol.peer.was_opened  # its last words are read by now
             if protocol.state is State.CLOSED:
                 pass  # the peer broke a rule: nothing it says counts any more
             elif politely:
@@ -481,7 +485,7 @@ class Driver(Attachment):
             if self._failed(error):
                 raise
         finally:
-            self._in_turn = False
+            self._in_turn = self._in_protocol = False
 
     def _go_on_blocking(self, deadline: float) -> None:
         protocol = self._protocol

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
-import weakref
 from collections.abc import Callable
 
 from handleipc.system import close_quietly
@@ -24,9 +23,8 @@ INTERVAL = 1.0
 _RDHUP: int = getattr(select, "EPOLLRDHUP", 0)
 _POLLRDHUP: int = getattr(select, "POLLRDHUP", 0)
 
-_watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watcher] = (
-    weakref.WeakKeyDictionary()
-)
+# Of the loops that have something paused.
+_watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}
 
 
 def watch(loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], None]) -> None:
@@ -77,6 +75,8 @@ class _Watcher:
         """Watch it no longer."""
         if self._callbacks.pop(fd, None) is None:
             return
+        if not self._callbacks:
+            _watchers.pop(self._loop, None)
         if self._epoll is not None:
             try:
                 self._epoll.unregister(fd)

@@ -25,6 +25,7 @@ from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.emitter import Emitter
 from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.posting import post
+from handleipc.exceptions import ChannelBusy
 from handleipc.ownership import Owned
 from handleipc.socketlist import Group
 
@@ -96,6 +97,34 @@ class Listener(Emitter, Owned):
         """Close the listening socket; what was accepted can still be taken."""
         raise NotImplementedError
 
+    # -- the loop --------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        """Be used in the running loop: it moves there once its last one is closed.
+
+        Raises:
+            ForkedCopy: this is a forked copy of the process that listens.
+            ChannelBusy: another event loop has it, which is not closed.
+        """
+        self._refuse_copy()
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        if not self._loop.is_closed():
+            raise ChannelBusy(
+                "another event loop, which is not closed, has this server: use it there"
+            )
+        self._loop = loop
+        self._attach()
+
+    def _attach(self) -> None:
+        """Go on in another loop, where nothing is watched or timed yet."""
+        self._is_watching = False
+        self._reader = self._short = None
+        self.group.take_closes()  # of which the last loop heard nothing any more
+        if self._is_stopping and not self.closed:
+            self._drain()
+
     # -- what is known of it ---------------------------------------------------------------------
 
     @property
@@ -143,14 +172,14 @@ class Listener(Emitter, Owned):
         return self
 
     async def __anext__(self) -> Connection:
-        self._refuse_copy()
+        self._enter()
         if not (self._untaken or await self._wait()):
             raise StopAsyncIteration
         return self._untaken.popleft()
 
     async def batches(self) -> AsyncIterator[list[Connection]]:
         """Iterate over connections in lists, of all that were accepted each time."""
-        self._refuse_copy()
+        self._enter()
         while self._untaken or await self._wait():
             batch = list(self._untaken)
             self._untaken.clear()
@@ -214,7 +243,10 @@ class Listener(Emitter, Owned):
         rest = iter(accepted)
         try:
             for fd, raw_peer in rest:
-                self._admit(fd, raw_peer)
+                if self.closed:  # by a listener for "drop"
+                    discard(fd)
+                else:
+                    self._admit(fd, raw_peer)
         finally:
             discard(*(fd for fd, _ in rest))  # a signal handler raised: nobody will own these
             if self._untaken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine
 from typing import IO, Any
 
@@ -14,7 +15,7 @@ async def open_writer(pipe: IO[bytes]) -> tuple[asyncio.BaseTransport, asyncio.S
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(loop=loop)
     transport, protocol = await loop.connect_write_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader, loop=loop), pipe
+        lambda: asyncio.StreamReaderProtocol(reader, loop=loop), _owned_once(loop, pipe)
     )
     return transport, asyncio.StreamWriter(transport, protocol, reader, loop)
 
@@ -30,7 +31,9 @@ async def open_reader(
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(loop=loop)
     ended = loop.create_future()
-    transport, _ = await loop.connect_read_pipe(lambda: _PipeProtocol(reader, loop, ended), pipe)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: _PipeProtocol(reader, loop, ended), _owned_once(loop, pipe)
+    )
     try:
         # asyncio begins to read in a callback, where nobody hears that the kernel refused it.
         transport.pause_reading()
@@ -39,6 +42,31 @@ async def open_reader(
         transport.close()
         raise
     return transport, reader, ended
+
+
+class _Number:
+    """A descriptor with the looks of a pipe, for a loop that closes the number itself."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        """Do nothing: libuv has closed the number, and somebody else may have it by now."""
+
+
+def _owned_once(loop: asyncio.AbstractEventLoop, pipe: IO[bytes]) -> Any:
+    """Return what ``connect_read_pipe`` and the other take, so that it is closed once.
+
+    uvloop has libuv close the descriptor, and then closes the object, too.
+    """
+    if not type(loop).__module__.startswith("uvloop"):
+        return pipe
+    fd = os.dup(pipe.fileno())
+    pipe.close()
+    return _Number(fd)
 
 
 class _PipeProtocol(asyncio.StreamReaderProtocol):

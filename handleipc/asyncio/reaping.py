@@ -71,8 +71,10 @@ class Process:
         """Whether its end was seen."""
         return self.end.done()
 
-    def is_ending(self) -> bool:
+    def is_ending(self) -> bool | None:
         """Say whether it has begun to end, or has: its exit status will follow, in any case.
+
+        None where the system does not say.
 
         The kernel closes what a process has open before it lets anybody know how it ended. Linux
         tells by PF_EXITING among the flags in /proc/PID/stat (proc(5), field 9); elsewhere a
@@ -84,7 +86,7 @@ class Process:
             with open(f"/proc/{self.pid}/stat", "rb") as file:
                 state, *fields = file.read().rpartition(b") ")[2].split()
         except OSError:
-            return True
+            return None
         return state in b"ZX" or bool(int(fields[5]) & PF_EXITING)
 
     def reap(self, pidfd: int = -1) -> bool:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from typing import Any
 
 from handleipc import codec
+from handleipc.asyncio.attachment import NO_THREAD, running_loop
 from handleipc.asyncio.counting import CountingDriver
 from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.waiters import Waiters
@@ -23,14 +23,14 @@ from handleipc.exceptions import (
     MessageNotSerializable,
 )
 from handleipc.protocol import ChannelProtocol, State
-from handleipc.stages import Entry
+from handleipc.stages import Entry, EntryState
 from handleipc.typing import JSON
 
 __all__ = ["Sender"]
 
+NOT_OPENED = "the peer has said nothing yet (a Python child opens its channel with parent())"
 OPEN = State.OPEN
 _encode = codec.encode
-_this_thread = threading.get_ident
 
 # Sends in a row that never had to wait, after which other tasks get their turn.
 SENDS_IN_A_ROW = 64
@@ -134,9 +134,22 @@ class Sender(CountingDriver):
                 if withdrawn and handle is not None and isinstance(error, TimeoutError):
                     reason = f"it did not leave within {timeout} s"
                     raise HandleNotDelivered(handle, reason) from None
+                if isinstance(error, TimeoutError) and timeout is not None:
+                    raise TimeoutError(self._why_late(timeout, entry)) from None
                 raise
             finally:
                 self._handle_senders -= entry.descriptors > 0
+
+    def _why_late(self, timeout: float, entry: Entry) -> str:
+        what = "message was not written" if entry.pending is None else "handle was not acknowledged"
+        if entry.pending is None:
+            then = (
+                "it has been withdrawn" if entry.state is EntryState.ENDED else "it is on its way"
+            )
+        else:
+            then = "it stays on its way, and goes to 'undelivered' listeners if it fails"
+        whose = "the peer does not read" if self._protocol.peer.was_opened else NOT_OPENED
+        return f"the {what} within {timeout} s: {whose}; {then}"
 
     def send_nowait(
         self,
@@ -203,7 +216,7 @@ class Sender(CountingDriver):
     def _encode(self, message: JSON) -> bytes:
         """Return the message as JSON, if it may be queued. Raises as ``send``."""
         protocol = self._protocol
-        if _this_thread() != self._thread:
+        if running_loop() is not self._loop or self._thread == NO_THREAD:
             self._refuse_use()
         if protocol.state is not OPEN:
             raise self._why_closed()
@@ -252,7 +265,7 @@ class Sender(CountingDriver):
 
     def _check_use(self) -> None:
         """Refuse a caller who is not on the channel's loop. Raises as ``_refuse_use``."""
-        if _this_thread() != self._thread:
+        if running_loop() is not self._loop or self._thread == NO_THREAD:
             self._refuse_use()
 
     async def _be_fair(self) -> None:
@@ -277,16 +290,10 @@ class Sender(CountingDriver):
     def _is_waited_for(self) -> bool:
         return bool(self._senders or self._drainers or self._flushers)
 
-    @property
-    def _waits_for_the_peer(self) -> bool:
-        """Whether something waits for the peer to take a handle, and not just for the kernel."""
-        outgoing = self._protocol.outgoing
-        if not outgoing.waiting_descriptors:
-            return False
-        if self._handle_senders or self._flushers or self._drainers:
-            return True
-        # A message behind a handle.
-        return bool(outgoing.queue.items and self._senders)
+    def _watch_waits(self) -> bool:
+        """As ``ChannelProtocol.watch_waits``."""
+        for_peer = bool(self._handle_senders or self._flushers or self._drainers)
+        return self._protocol.watch_waits(for_peer=for_peer, for_kernel=bool(self._senders))
 
     def _wake_waiters(self) -> None:
         outgoing, closed = self._protocol.outgoing, self._is_closed

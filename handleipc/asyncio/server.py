@@ -82,6 +82,15 @@ class Server(Listener):
         self._closed = asyncio.Event()
         self._emptied = asyncio.Event()
 
+    def _attach(self) -> None:
+        # An event belongs to the loop it was first waited in.
+        closed, emptied = self._closed, self._emptied
+        self._closed, self._emptied = asyncio.Event(), asyncio.Event()
+        for old, new in ((closed, self._closed), (emptied, self._emptied)):
+            if old.is_set():
+                new.set()
+        super()._attach()
+
     @property
     def shared(self) -> bool:
         """Whether another process may accept from the same listener, so far as is known.
@@ -105,7 +114,7 @@ class Server(Listener):
         Args:
             timeout: seconds to wait for answers; None for ever.
         """
-        self._refuse_copy()
+        self._enter()
         answered = asyncio.Event()
         tally = self.group.count(lambda _: answered.set())
         try:
@@ -284,7 +293,7 @@ class Server(Listener):
         As Node's ``close(callback)``: connections handed to other processes are waited for too;
         those of a process that has ended are closed.
         """
-        self._refuse_copy()
+        self._enter()
         await self._closed.wait()
         await self._emptied.wait()
 

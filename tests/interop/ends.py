@@ -30,6 +30,11 @@ KINDS = [
     "FIFO net.Native",
 ]
 
+MORE_KINDS = ["messages", "lone surrogate", "socket behind a message", "socket there and back"]
+"""What other runtimes than Node are asked beside these; ``handles.js`` has the same."""
+
+VALUES = [None, True, 1.5, "", {"é": ["\U0001f600", {"deep": None}]}, "x" * 200_000, *range(100)]
+
 DIRECTIONS = [
     "Node parent > Python child",
     "Python child > Node parent",
@@ -82,7 +87,7 @@ async def answer(channel: handleipc.Channel, kind: str, handle: Any) -> None:
     assert not os.get_blocking(handle.fileno())
     await channel.send("taken")
     match kind:
-        case "net.Socket" | "unix net.Socket":
+        case "net.Socket" | "unix net.Socket" | "socket behind a message":
             assert type(handle) is handleipc.Connection
             await answer_stream(handle)
         case "net.Server" | "unix net.Server":
@@ -116,10 +121,20 @@ async def answer(channel: handleipc.Channel, kind: str, handle: Any) -> None:
 
 async def take(channel: handleipc.Channel, kind: str) -> None:
     """Take one handle of this kind, and let the other end try it."""
+    if kind in ("messages", "lone surrogate"):
+        async for message, _ in channel:
+            if message == "done":
+                return
+            await channel.send(message)
+    if kind == "socket behind a message":
+        assert await channel.recv() == ("before", None)
     message, handle = await channel.recv()
     assert message == {"kind": kind}
     assert handle is not None
-    await answer(channel, kind, handle)
+    if kind == "socket there and back":
+        await channel.send("back", handle)
+    else:
+        await answer(channel, kind, handle)
     assert await channel.recv() == ("done", None)
 
 
@@ -174,8 +189,16 @@ async def give_connection(
             await channel.send({"kind": kind}, handleipc.Native(sock))
             assert sock.fileno() >= 0, "stays open, caller's"
     else:
+        if kind == "socket behind a message":
+            channel.send_nowait("before")
         await channel.send({"kind": kind}, connection)
         assert connection.closed, "closed at the acknowledgement"
+    if kind == "socket there and back":
+        message, connection = await channel.recv()
+        assert message == "back"
+        await connection.end(b"pong")
+        assert await receive(client) == b"pong"
+        return
     assert await channel.recv() == ("taken", None)
     await ping_stream(client)
 
@@ -237,7 +260,22 @@ async def give_fifo(
     assert await channel.recv() == ("pong", None)
 
 
+async def give_messages(
+    channel: handleipc.Channel, kind: str, folder: str, stack: contextlib.AsyncExitStack
+) -> None:
+    """Values, which come back as they are and in order."""
+    values = VALUES if kind == "messages" else ["\ud800"]
+    for value in values:
+        channel.send_nowait(value)
+    for value in values:
+        assert await channel.recv() == (value, None)
+
+
 GIVERS = {
+    "messages": give_messages,
+    "lone surrogate": give_messages,
+    "socket behind a message": give_connection,
+    "socket there and back": give_connection,
     "net.Socket": give_connection,
     "net.Server": give_server,
     "net.Native socket": give_connection,
