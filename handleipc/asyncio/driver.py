@@ -41,7 +41,7 @@ WRITE_BUDGET = 1024 * 1024
 # What one channel may do in one turn of the loop, in seconds of CPU, while others wait for theirs:
 # less than a neighbour's round trip takes where nobody else does anything.
 SLICE = 0.0004
-# Lines taken in one turn are as many as that takes, but not fewer than these.
+# Lines taken in one turn at least.
 FEWEST_LINES = 32
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
@@ -96,13 +96,10 @@ class Driver(Attachment):
         """The protocol and the socket are closed. Called once."""
 
     def _give_what_is_left(self) -> None:
-        """Give listeners what is still held, after the end: somebody may have begun to listen."""
+        """Give listeners what is held after the end: somebody may have begun to listen."""
 
     def _waits_for_exit(self) -> bool:
-        """Say whether the peer has closed because its process is ending: ``_end`` comes with that.
-
-        The process closes its sockets before anybody can learn how it ended.
-        """
+        """Say whether the peer has closed since its process ends: ``_end`` comes when that has."""
         return False
 
     @property
