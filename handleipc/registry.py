@@ -89,8 +89,8 @@ class Registry:
 
         Args:
             tag: the tag.
-            builder: called with the descriptor, its kind and the options. One that raises
-                ``OSError`` does not own the descriptor.
+            builder: called with the descriptor, its kind and the options. One that raises does
+                not own the descriptor.
             plain: called instead, without them, where there are none and nobody looks at each;
                 it raises nothing.
         """
@@ -179,9 +179,8 @@ class Registry:
                 self.direct[tag, kinds[0]] = self._plain_builders[tag]
             try:
                 return builder(fds[0], kinds[0], options)
-            except (
-                Exception
-            ) as error:  # of the system; or no event loop runs, at an end without one
+            except Exception as error:
+                # Of the system; or no event loop runs, at an end without one.
                 discard(*fds)
                 text = f"what a {tag} of the peer needs could not be made: {error!s:.100}"
                 raise Refusal("kind", text) from error

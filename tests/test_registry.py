@@ -387,9 +387,7 @@ def test_builder_that_the_system_refuses() -> None:
     registry = Registry()
     registry.add_builder("fd", build)
     fd = new_fd()
-    with pytest.raises(
-        Refusal, match="refused what a fd of the peer needs: Cannot alloc"
-    ) as caught:
+    with pytest.raises(Refusal, match="could not be made: .* Cannot alloc") as caught:
         registry.convert("fd", None, [fd], [descriptor_kind(fd)])
     assert caught.value.code == "kind"
     assert not is_open(fd)
