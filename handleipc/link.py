@@ -80,6 +80,17 @@ class Link:
         """Read what there is, up to so many lines. Raises as ``Receiver.receive``."""
         return self._receiver.receive(self.fd, lines=lines)
 
+    def read_rest(self) -> Batch:
+        """Read as ``read``, at an end: what is there, then EOF.
+
+        That the peer closed with something of ours unread (ECONNRESET) the kernel says once, and
+        then EOF. Should it say so for ever, nobody knows what was left.
+        """
+        try:
+            return self.read()
+        except ConnectionError:
+            return self.read()
+
     def write(self, stage: Stage) -> int | Refused:
         """Write what is left of a stage. Returns and raises as ``send_with_fds``."""
         gaps = self._gaps

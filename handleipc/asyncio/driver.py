@@ -447,9 +447,7 @@ class Driver(Attachment):
             if link.at_eof:
                 return True
             try:
-                batch = link.read()
-            except ConnectionError:
-                return True
+                batch = link.read_rest()
             except (OSError, HandleIPCError):
                 return False
             self._take_lines(batch)
