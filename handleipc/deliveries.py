@@ -53,9 +53,6 @@ class _Chunk:
 # What a message takes in memory beside its bytes, for the sake of limits: a tuple, a small object,
 # places in two deques.
 MESSAGE_COST = 256
-# Turns of the loop in which nobody takes anything, after which all of it was left lying. A reader
-# that lets others run between two handles finds some of its own read and written meanwhile.
-IDLE_TURNS = 4
 
 
 class Deliveries:
@@ -68,7 +65,6 @@ class Deliveries:
     __slots__ = (
         "_chunk",
         "_heavy",
-        "_idle_turns",
         "_passed",
         "_ready",
         "_refilling",
@@ -76,6 +72,7 @@ class Deliveries:
         "_staged",
         "_staged_chunks",
         "_took_handles",
+        "_was_taken",
         "bytes",
         "bytes_taken",
         "bytes_waiting",
@@ -116,7 +113,7 @@ class Deliveries:
         # conversion may make the same object of many.
         self._heavy: dict[int, list[int]] = {}
         self._refilling = True
-        self._idle_turns, self._took_handles = 0, False
+        self._was_taken = self._took_handles = False
         # Of the next control stage, and of those that the kernel does not have yet.
         self._chunk = _Chunk()
         self._staged_chunks: deque[_Chunk] = deque()
@@ -173,17 +170,14 @@ class Deliveries:
             self.pace = min(2 * self.pace, self._ready)
 
     def turn_ended(self, *, is_waited_for: bool) -> None:
-        """A turn has ended. All of it left lying was too much, once others had their turn, too.
+        """A turn of the loop has ended: all of it left lying for a whole one was too much.
 
         Args:
             is_waited_for: a reader waits, and takes it as soon as it runs.
         """
-        if is_waited_for or not self.waiting_descriptors:
-            self._idle_turns = 0
-        else:
-            self._idle_turns += 1
-            if self._idle_turns >= IDLE_TURNS and self.pace > 1:
-                self.pace = 1
+        if self.waiting_descriptors and not (self._was_taken or is_waited_for) and self.pace > 1:
+            self.pace = 1
+        self._was_taken = False
 
     def add_handle(self, received: Received, size: int, descriptors: int = 1) -> None:
         """Add a handle whose acknowledgement goes with the next control stage."""
@@ -293,7 +287,7 @@ class Deliveries:
     def _taken(self, received: Received, size: int) -> Received:
         self.bytes -= size
         self.bytes_taken += size
-        self._idle_turns = 0
+        self._was_taken = True
         handle = received[1]
         if handle is not None:
             self._took_handles = True
@@ -308,7 +302,7 @@ class Deliveries:
         self._sizes.clear()
         self.bytes -= size
         self.bytes_taken += size
-        self._idle_turns, self._took_handles = 0, True
+        self._was_taken = self._took_handles = True
         heavy = self._heavy
         if self.settled and not self.urgent:
             self.waiting_descriptors = 0

@@ -130,7 +130,7 @@ class SocketLists:
         if command not in STATEMENTS and command not in QUESTIONS:
             return None
         if not is_key(key):
-            return f"the peer sent {command} without a key that is one: {quoted(key, 40)}"
+            return f"the peer sent {command} without a key"
         if command in QUESTIONS:
             return self._asked(command, key)
         found = self._sent.get(key)

@@ -108,7 +108,7 @@ def test_worker_that_never_opened_its_channel() -> None:
     assert not error.opened
     assert str(error) == (
         "the child process exited with code 1 and never opened its channel, or said nothing on it"
-        " (its own output says why, if anything does)"
+        " (its own output says why, if any does)"
     )
 
 

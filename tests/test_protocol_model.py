@@ -51,7 +51,7 @@ def test_runs_are_not_empty() -> None:
 def give_before_the_ack_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     def eager(self: Deliveries, received: Received, size: int, descriptors: int = 1) -> None:
         self.waiting_descriptors += descriptors
-        self._heavy[id(received[1])] = descriptors
+        self._heavy.setdefault(id(received[1]), []).append(descriptors)
         self._make_ready(received, size)
 
     monkeypatch.setattr(Deliveries, "add_handle", eager)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from handleipc import codec
+from handleipc.texts import quoted
 from handleipc.socketlist import MOST_WAITING, NONSENSE, Group, SocketListSend, Tally
 from handleipc.socketlists import SocketLists
 
@@ -190,7 +191,7 @@ def test_nonsense_count(nonsense: object) -> None:
     run(a, good)
     fault = bad.hears("COUNT", count=nonsense)
     assert fault is not None
-    assert repr(nonsense) in fault
+    assert quoted(nonsense, 40) in fault
     assert answer.result == (2, {"bad"})
 
 
