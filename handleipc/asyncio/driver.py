@@ -38,11 +38,12 @@ __all__ = ["Driver", "process_system"]
 
 # Bytes written before the event loop gets its turn.
 WRITE_BUDGET = 1024 * 1024
-# What one channel may do in one turn of the loop, in seconds of CPU, while others wait for theirs:
-# less than a neighbour's round trip takes where nobody else does anything.
-SLICE = 0.0004
-# Lines taken in one turn at least.
-FEWEST_LINES = 32
+# What one channel may do in one turn of the loop, in seconds of processor time: an exchange of a
+# neighbour's meets two or three such turns (tests/hostile measures it).
+SLICE = 0.00015
+# Lines taken in one turn are as many as that takes, but not fewer than these.
+FEWEST_LINES = 8
+READING = 0.000001  # seconds at least that a reader takes for a message left to it
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
 # How long a peer that reads no more may take to close.
@@ -176,10 +177,10 @@ class Driver(Attachment):
 
     def _read_slice(self) -> None:
         """Read, and go on with what came, for about as long as a turn may take."""
-        start = time.thread_time()  # which does not count interruptions on a busy machine
+        start = time.thread_time()  # not lost with the processor, as on a busy machine
         self._read()
         self._work()
-        took = time.thread_time() - start
+        took = time.thread_time() - start + READING * len(self._protocol.incoming.ready)
         if took > SLICE:
             self._lines = max(FEWEST_LINES, self._lines // 2)
         elif self._lines < MAX_ENDS and took < SLICE / 2:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
-import logging
 import os
 import socket
 import struct
@@ -17,8 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from pathlib import Path
+import types
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -26,19 +24,15 @@ import handleipc
 from handleipc import (
     Channel,
     ChannelBroken,
-    ChannelClosed,
     FileDescriptor,
-    HandleIPCError,
     Limits,
     RemoteProtocolError,
 )
-from handleipc.asyncio import hangups
+from handleipc.asyncio import driver, hangups
 from handleipc.stages import Entry, EntryState
 from handleipc.window import Window
 from tests.asyncio.helpers import (
-    RawPeer,
     Recorder,
-    ack,
     both_dialects,
     clean_registry,
     raw_peer,
@@ -455,6 +449,37 @@ async def test_an_outage_has_one_clock(descriptor_limit) -> None:
                     os.close(hog)
 
 
+# -- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "how", "most"),
+    [
+        ("node lines", "nobody", 16),
+        ("node lines", "waits", 48),
+        ("native lines", "waits", 48),
+        ("native text of 1 MiB", "waits", 128),
+        ("native text of 64 MiB", "iteration", 320),
+        ("native lists, 64 MiB", "listener", 128),
+        ("node questions", "nobody", 256),
+        ("native questions", "nobody", 256),
+    ],
+)
+def test_memory_is_bounded(kind: str, how: str, most: int) -> None:
+    """A flood takes no more MiB than stated: half of that is what was measured."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.hostile.measure", kind, how, "2"],
+        stdout=subprocess.PIPE,
+        timeout=100,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["memory"] <= most
+    # Nobody's descriptors either.
+    assert found["descriptors"] <= 8
+
+
 # -- half a surrogate pair -----------------------------------------------------------------------
 
 HALVES = {
@@ -551,6 +576,45 @@ async def test_a_write_never_waits(event_loop_name: str) -> None:
                 assert time.monotonic() - start < 10
                 rescue.cancel()
                 writer.transport.abort()
+
+
+@both_dialects
+@pytest.mark.parametrize("taken_by", ["listener", "iteration"])
+async def test_a_turn_is_as_long_as_a_slice(
+    dialect: str, taken_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood is taken in turns of ``SLICE``, measured by what its lines cost, and others run."""
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(driver.time, "thread_time", lambda: clock.now)
+    # Of a line; a reader's cost is counted by the message.
+    cost = driver.SLICE / 50
+    monkeypatch.setattr(driver, "READING", cost)
+    async with raw_peer(dialect) as (a, peer):
+        most = 0
+
+        def take(message: object, handle: object) -> None:
+            clock.now += cost
+
+        async def read() -> None:
+            async for _ in a:
+                pass
+
+        if taken_by == "listener":
+            a.on("message", take)
+        else:
+            reading = asyncio.create_task(read())
+        line = b"1\n" if dialect == "node" else b"[0,1]\n"
+        for lines in range(40):
+            while not _sends(peer.sock, line * 1000, []):
+                await asyncio.sleep(0)
+            before = a._protocol.incoming.deliveries.bytes_taken
+            await asyncio.sleep(0)
+            if lines >= 20:
+                most = max(most, a._protocol.incoming.deliveries.bytes_taken - before)
+        assert driver.FEWEST_LINES <= a._lines <= 50
+        assert most <= 2 * 50 * len(line)
+        if taken_by == "iteration":
+            reading.cancel()
 
 
 def test_acknowledgements_are_linear() -> None:

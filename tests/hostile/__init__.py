@@ -1,0 +1,1 @@
+"""Hostile peers, and what they cost: ``python -m tests.hostile``."""
