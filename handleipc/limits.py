@@ -186,7 +186,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
+            value = getattr(self, field.name)
+            if not isinstance(value, int | float):
+                raise TypeError(f"Limits.{field.name}={value!r}: give a number")
+            if value < 0:
                 raise ValueError(f"Limits.{field.name} must not be negative")
         if not 1 <= self.set_size <= 253:
             raise ValueError("Limits.set_size must lie in 1..253, the kernel's maximum")

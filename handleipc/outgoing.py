@@ -25,10 +25,10 @@ from collections import deque
 from handleipc import envelope
 from handleipc.exceptions import DescriptorReleased, LocalProtocolError
 from handleipc.limits import Limits
+from handleipc.receiving import refusal_in_words
 from handleipc.sendqueue import SendQueue
 from handleipc.stages import Entry, EntryState, Late, NodeSlot, Stage
 from handleipc.system import System
-from handleipc.texts import readable
 from handleipc.window import Window
 
 __all__ = ["PEER_SPEAKS_NODE", "Outgoing"]
@@ -461,7 +461,7 @@ class Outgoing:
     def refused(self, first: int, count: int, code: str) -> None:
         """Handles that the peer gives back. Raises as ``Window.refuse``."""
         for entry in self.window.refuse(first, count):
-            self.queue.end(entry, f"refused by the peer: {readable(code, 40)}")
+            self.queue.end(entry, f"refused by the peer: {refusal_in_words(code)}")
             self._system.in_flight.release(entry.descriptors)
 
     # -- ends ------------------------------------------------------------------------------------

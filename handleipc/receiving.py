@@ -9,9 +9,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from handleipc.exceptions import HandleError
+from handleipc.texts import readable
 from handleipc.typing import Options
 
-__all__ = ["Check", "Convert", "Direct", "Invitation", "Refusal", "accept_any"]
+__all__ = ["Check", "Convert", "Direct", "Invitation", "Refusal", "accept_any", "refusal_in_words"]
 
 # (tag, options, descriptors owned, their kinds) -> handle. Owns the descriptors whatever happens.
 Convert = Callable[[str, Options | None, list[int], list[int]], object]
@@ -47,3 +48,20 @@ class Invitation:
 def accept_any(tag: str, count: int) -> Refusal | None:
     """Say of every handle that perhaps it can be converted."""
     return None
+
+
+# What the codes of a refusal mean to whoever sent the handle (docs/wire.md, section 4).
+_WORDS = {
+    "descriptors": "its process has no free descriptor slot (RLIMIT_NOFILE): have it close some",
+    "denied": "its system denies it the descriptor (a security module)",
+    "type": "nobody registered this type in its process: register() it there, too",
+    "kind": "the descriptor is not of the kind that its type says, or could not be used there",
+    "closing": "it is disconnecting",
+    "policy": "it accepts no handles",
+}
+
+
+def refusal_in_words(code: str) -> str:
+    """Return the code of a peer's refusal, cut, and what is to be done about it."""
+    words = _WORDS.get(code)
+    return readable(code, 40) if words is None else f"{code}: {words}"

@@ -56,6 +56,9 @@ class Conversion(Protocol[T]):
         ...
 
 
+CONVERSION = ("tag", "to_wire", "from_wire")
+
+
 class Registry:
     """Handles to tags and tags to handles."""
 
@@ -107,7 +110,13 @@ class Registry:
 
         Raises:
             ValueError: the tag is empty, or a built-in one.
+            TypeError: this is no conversion.
         """
+        if isinstance(conversion, type) or not all(hasattr(conversion, n) for n in CONVERSION):
+            raise TypeError(
+                f"{conversion!r} is no conversion: give an object with tag, to_wire() and"
+                " from_wire(), not a class"
+            )
         tag = conversion.tag
         if not isinstance(tag, str) or not tag:
             raise ValueError("a conversion needs a tag: a name that both ends agree on")

@@ -134,3 +134,9 @@ def test_every_limit_has_a_reason() -> None:
     for name in NAMES:
         field = source.index(f"    {name}: ")
         assert source[field:].split("\n", 1)[1].lstrip().startswith('"""'), name
+
+
+def test_a_limit_that_is_no_number() -> None:
+    """A limit given as text is named, with what it is."""
+    with pytest.raises(TypeError, match="Limits.window='x': give a number"):
+        Limits(window="x")  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from handleipc.exceptions import (
 )
 from handleipc.limits import Limits
 from handleipc.protocol import Invitation, State
+from handleipc.receiving import refusal_in_words
 from handleipc.stages import Late
 from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native
 
@@ -627,7 +628,10 @@ def test_refused_by_the_peer() -> None:
     end.feed(
         b'{"cmd":"NODE_HANDLEIPC","refuse":[[1,1,"kind"]],"ack":2,"descriptors":9,"bytes":2097152}\n'
     )
-    assert end.outcomes() == [("1", "refused by the peer: kind"), ("2", None)]
+    assert end.outcomes() == [
+        ("1", f"refused by the peer: {refusal_in_words('kind')}"),
+        ("2", None),
+    ]
     assert end.closed == [6]
 
 

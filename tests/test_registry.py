@@ -527,3 +527,10 @@ def test_what_is_refused_does_not_linger(registry: Registry) -> None:
             registry.convert("unknown", None, [gone, fd], [0, 0])
         assert not is_open(fd)
         assert not lingers(copy)
+
+
+@pytest.mark.parametrize("conversion", [object(), int])
+def test_register_what_is_no_conversion(conversion: object) -> None:
+    """A class, or an object without the three names, is refused when it is registered."""
+    with pytest.raises(TypeError, match="is no conversion: give an object with tag"):
+        Registry().register(int, conversion)  # type: ignore[arg-type]

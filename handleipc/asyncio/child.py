@@ -290,7 +290,12 @@ class Child(Channel):
         super()._loop_ends()
         if not self._is_closed:
             # Nobody can use it any more: the child learns of it now, not when this is collected.
-            self._end(LocalProtocolError("the event loop has ended"))
+            self._end(
+                LocalProtocolError(
+                    "the event loop that started this child has ended, and its channel with it:"
+                    " start the child in the loop that uses it"
+                )
+            )
         for transport in self._transports:
             transport.close()
         ended = self._process.reap(self._pidfd)

@@ -163,6 +163,8 @@ class Connection(BaseConnection):
             TypeError: ``data`` is not bytes; the connection is as it was.
             DescriptorReleased: it is closed, detached or on its way.
         """
+        if isinstance(data, str):
+            raise TypeError("end() takes bytes: give text.encode()")
         rest = memoryview(data).cast("B")
         try:
             sock = self._to_socket()

@@ -56,6 +56,10 @@ class Emitter:
         if event not in self.EVENTS:
             known = ", ".join(sorted(self.EVENTS))
             raise ValueError(f"{type(self).__name__} has no event {event!r}: it has {known}")
+        if not callable(listener):
+            raise TypeError(
+                f"a listener is called with what happened: {listener!r} cannot be called"
+            )
         self._listeners.setdefault(event, []).append((listener, once))
         self._listeners_changed(event)
 

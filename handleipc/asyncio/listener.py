@@ -67,9 +67,7 @@ class Listener(Emitter, Owned):
             f"handleipc:{os.getpid()}:{next(_serials)}:{self._address}",
             post=self._post,
         )
-        self.max_connections: int | None = None
-        """Connections above which new ones are dropped: those open here and with native peers,
-        which report each close. Node peers report none."""
+        self._max_connections: int | None = None
         # What is accepted is of the listener's family, so it need not be asked what it is.
         self._kind = descriptor_kind(sock.fileno()) & ~KIND_LISTENING
         self._most = untaken
@@ -131,6 +129,21 @@ class Listener(Emitter, Owned):
     def sockname(self) -> Address:
         """The address it listens at."""
         return self._address
+
+    @property
+    def max_connections(self) -> int | None:
+        """Connections above which new ones are dropped; None for no such number.
+
+        Counted are those open here and with native peers, which report each close. Node peers
+        report none.
+        """
+        return self._max_connections
+
+    @max_connections.setter
+    def max_connections(self, value: int | None) -> None:
+        if not (value is None or isinstance(value, int)):
+            raise TypeError(f"max_connections={value!r}: give an integer or None")
+        self._max_connections = value
 
     @property
     def connections(self) -> int:
@@ -257,7 +270,7 @@ class Listener(Emitter, Owned):
         """Let one in, or drop it: it ends with somebody who takes it, or closed."""
         connection = Connection(fd, self._kind, group=self.group, raw_peer=raw_peer)
         self.group.opened_here()
-        most = self.max_connections
+        most = self._max_connections
         if most is None or self.group.known <= most:
             self._untaken.append(connection)
             return

@@ -10,11 +10,12 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any
 
 from handleipc.addresses import Address
+from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.listener import UNTAKEN, check_untaken
 from handleipc.asyncio.server import Server
 from handleipc.asyncio.socketpath import BoundPath
@@ -24,6 +25,10 @@ __all__ = ["listen", "listen_unix"]
 
 # Node's default; the kernel caps it at net.core.somaxconn.
 BACKLOG = 511
+NOT_AWAITED = (
+    "listen() has not been awaited: write `server = await handleipc.listen(...)`, or"
+    " `async with handleipc.listen(...) as server`"
+)
 
 
 class _Listening:
@@ -35,6 +40,12 @@ class _Listening:
 
     def __await__(self) -> Generator[Any, None, Server]:
         return self._build().__await__()  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{name}: {NOT_AWAITED}")
+
+    def __aiter__(self) -> AsyncIterator[Connection]:
+        raise TypeError(NOT_AWAITED)
 
     async def __aenter__(self) -> Server:
         self._server = await self
@@ -81,6 +92,8 @@ def listen(
         OSError: the name is unknown, or the address cannot be bound; it names the address.
     """
     check_untaken(untaken)
+    if not isinstance(port, int):
+        raise TypeError(f"port={port!r}: give an integer")
     # getaddrinfo would take it modulo 65536.
     if not 0 <= port <= 65535:
         raise ValueError(f"{port} is no port: it must lie in 0..65535")
@@ -155,7 +168,8 @@ async def _resolve(host: str | None, port: int) -> tuple[int, Address]:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
         )
     except socket.gaierror as error:
-        text = f"cannot listen at {host!r}: {error.strerror}"
+        hint = "; the port is an argument of its own" if host.count(":") == 1 else ""
+        text = f"cannot listen at {host!r}: {error.strerror}{hint}"
         raise socket.gaierror(error.errno, text) from None
     family, _, _, _, address = found[0]
     return family, address

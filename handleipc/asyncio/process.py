@@ -101,6 +101,9 @@ async def spawn(
         raise TypeError("spawn() needs the program to start")
     if isinstance(argv[0], list | tuple):
         raise TypeError("give the program and its arguments one by one: spawn('node', 'x.js')")
+    for number, arg in enumerate(argv, 1):
+        if not isinstance(arg, str | bytes | os.PathLike):
+            raise TypeError(f"spawn(): argument {number} is {arg!r}: give strings or paths")
     if serialization != "json":
         raise ValueError(f"serialization={serialization!r} is not supported yet: use 'json'")
     if dialect not in (None, "node"):

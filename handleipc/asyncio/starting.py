@@ -88,15 +88,13 @@ def check(limits: Limits | None, options: Mapping[str, Any]) -> None:
     """Refuse options that make no sense, before anything is made.
 
     Raises:
-        TypeError, AttributeError, OSError: one of them is not what it should be.
+        TypeError, OSError: one of them is not what it should be.
     """
     check_limits(limits)
     for name in STREAMS:
         stream = options[name]
         if not (stream is None or isinstance(stream, int) or hasattr(stream, "fileno")):
-            raise AttributeError(  # as in subprocess, but in words
-                f"{name}={stream!r}: give PIPE, DEVNULL, a file or a descriptor number"
-            )
+            raise TypeError(f"{name}={stream!r}: give PIPE, DEVNULL, a file or a descriptor number")
     for fd in options["pass_fds"]:
         try:
             os.fstat(fd)

@@ -57,6 +57,13 @@ def _find(module: str, function: str, channel: Channel) -> Callable[[Any], Any]:
             f"there is no module {error.name!r}.{hint} It is looked up in the parent's sys.path:"
             f" {places}"
         ) from None
+    except RuntimeError as error:
+        if "running event loop" not in str(error):
+            raise
+        raise wrong(
+            f"importing module {module!r} starts an event loop: put its asyncio.run(...) under"
+            " if __name__ == '__main__':"
+        ) from None
     try:
         target: Callable[[Any], Any] = getattr(found, function)
     except AttributeError:
