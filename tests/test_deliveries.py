@@ -192,6 +192,17 @@ def test_descriptors_are_counted_not_handles() -> None:
     assert deliveries.waiting_descriptors == 0
 
 
+def test_one_object_twice_weighs_what_it_had_each_time() -> None:
+    """As an application's own builder may return it."""
+    deliveries = earned(8)
+    give(deliveries, "a", descriptors=3)
+    give(deliveries, "a", descriptors=2)
+    deliveries.take()
+    assert deliveries.waiting_descriptors == 2
+    deliveries.take()
+    assert deliveries.waiting_descriptors == 0
+
+
 def test_messages_without_handles_are_no_weight() -> None:
     """Taken all at once, with something left that waits: only handles are counted out."""
     deliveries = earned(8)

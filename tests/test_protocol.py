@@ -17,9 +17,10 @@ from handleipc.exceptions import (
     RemoteProtocolError,
 )
 from handleipc.limits import Limits
+from handleipc.pending import Held
 from handleipc.protocol import Invitation, State
 from handleipc.receiving import refusal_in_words
-from handleipc.stages import Late
+from handleipc.stages import EntryState, Late
 from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native
 
 ACK = b'{"cmd":"NODE_HANDLE_ACK"}\n'
@@ -676,6 +677,37 @@ def test_taking_lines_is_interrupted(dialect: str) -> None:
         end.feed(spelled(dialect, b"1") + spelled(dialect, b'{"cmd":"NODE_x"}'))
     assert "interrupted" in end.error
     assert 1 in end.take()
+
+
+def test_an_end_is_interrupted_in_a_conversion() -> None:
+    """What a signal handler raises goes on, and descriptors of the handles behind are closed."""
+    end = native(reads=False)
+    end.feed(b'[1,4]\n[2,1,1,"a",1]\n[2,2,1,"b",2]\n[2,3,2,"c",3]\n', [5, 6, 7, 8])
+
+    def interrupt(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    end.protocol.incoming._convert = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        end.protocol.receive_eof(peer_is_dead=True)
+    assert end.closed[-3:] == [6, 7, 8]
+
+
+def test_ends_of_handles_are_interrupted() -> None:
+    """A signal handler raises in one handle's close(): the others have ended all the same."""
+    end = native()
+    first, second = end.send(b"1", [5]), end.send(b"2", [6])
+    end.write()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert isinstance(first.pending, Held)
+    first.pending.on_delivered = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        end.protocol.outgoing.acknowledge(2)
+    assert [first.state, second.state] == [EntryState.ENDED] * 2
+    assert end.closed == [6]
 
 
 def spelled(dialect: str, message: bytes) -> bytes:
