@@ -65,7 +65,6 @@ class Outgoing:
         """Whether the kernel refused a set, and the handle to blame is being looked for."""
         self.window = Window(limits, may_descriptors, may_bytes)
         self.node = NodeSlot()
-
         self.stage: Stage | None = None
         self.parked: Stage | None = None
         """A data stage that the kernel refused whole, overtaken by control."""
@@ -428,6 +427,9 @@ class Outgoing:
             self.queue.uncount(refused[0])
             self.queue.end(refused[0], reason)
 
+    def __del__(self) -> None:
+        self._system.in_flight.drop(self.window.descriptors_out + (self.node.entry is not None))
+
     # -- what the peer says ----------------------------------------------------------------------
 
     def node_reply(self, *, acked: bool) -> bool:
@@ -438,10 +440,8 @@ class Outgoing:
         if acked:
             self._end_node(None)
         elif not slot.retry(self._limits, self._system.clock()):
-            self._end_node(
-                f"the peer could not take it, {slot.nacks + 1} times"
-                " (NACK: it has no free descriptor, or refuses this kind)"
-            )
+            times = f"the peer could not take it, {slot.nacks + 1} times"
+            self._end_node(f"{times} (NACK: it has no free descriptor, or refuses this kind)")
         return True
 
     def acknowledge(self, ack: int) -> None:

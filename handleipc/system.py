@@ -90,6 +90,14 @@ class InFlight:
         for wake in waiting:
             wake()
 
+    def drop(self, count: int) -> None:
+        """Uncount what a channel had that was dropped together with its loop, and never settled.
+
+        Wakes nobody, since it is collected at any moment: those that wait look again by themselves.
+        In a forked copy nothing of it was counted.
+        """
+        self.total = max(0, self.total - count)
+
     def start_again(self) -> None:
         """Forget everything: of a forked copy none of the channels is its own."""
         self.total = 0

@@ -106,6 +106,18 @@ def test_budget_that_is_used_up() -> None:
     assert budget.allowance(1, 100) <= 0
 
 
+def test_budget_of_a_channel_that_was_dropped() -> None:
+    """It is uncounted, and wakes nobody; in a forked copy there is nothing to uncount."""
+    budget, woken = InFlight(), []
+    budget.wait(lambda: woken.append(1))
+    budget.add(3)
+    budget.drop(2)
+    assert budget.total == 1
+    budget.start_again()
+    budget.drop(1)
+    assert (budget.total, woken) == (0, [])
+
+
 @pytest.mark.parametrize("total", range(12))
 @pytest.mark.parametrize("own", range(4))
 def test_budget_of_many_at_once_is_that_of_one_by_one(own: int, total: int) -> None:

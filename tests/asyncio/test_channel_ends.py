@@ -22,6 +22,7 @@ from handleipc import (
     HandleNotDelivered,
     Limits,
 )
+from handleipc.asyncio.attachment import process_system
 from handleipc.protocol import Invitation
 from tests.asyncio.helpers import (
     ACK,
@@ -486,6 +487,7 @@ def test_loop_that_ends_with_an_open_channel(dialect: str, step: str) -> None:
             assert not is_open(client)
         else:
             served.close()
+        assert process_system.in_flight.total == 0
 
 
 CHILD_THAT_ENDS = """

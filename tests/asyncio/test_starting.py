@@ -264,7 +264,7 @@ async def test_users_and_groups(tmp_path: Path, bound: bool) -> None:
     [
         ({"limits": 7}, TypeError, r"limits=7: give handleipc.Limits\("),
         ({"limits": {"line": 7}}, TypeError, "limits="),
-        ({"stdout": "pipe"}, AttributeError, "stdout='pipe': give PIPE"),
+        ({"stdout": "pipe"}, TypeError, "stdout='pipe': give PIPE"),
         ({"user": "nobody-of-this-name"}, (KeyError, ValueError), "nobody"),
         ({"pass_fds": [-1]}, OSError, "pass_fds: -1 is not open"),
     ],
