@@ -53,7 +53,7 @@ class Limits:
     """The bounds of one channel. Times are seconds, sizes bytes unless said otherwise.
 
     What is said to count handles counts their descriptors, of which one handle may have up to 253:
-    descriptors are what a process runs out of.
+    descriptors are what a process runs out of. A peer can pin max(window, 253) + max(ready, 253).
 
     Raises:
         ValueError: a limit is negative, or a low-water mark lies above its high-water mark.

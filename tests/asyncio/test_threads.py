@@ -170,7 +170,7 @@ def test_child_after_its_loop(program, loop: str) -> None:
 
     async def second(child: Any) -> None:
         for name in ("send", "recv"):
-            with pytest.raises(ChannelClosed, match="event loop has ended"):
+            with pytest.raises(ChannelClosed, match="event loop that started this child has ended"):
                 await uses(child)[name]()
         with pytest.raises(ChannelClosed):
             child.send_nowait("x")

@@ -135,7 +135,7 @@ class Peer:
         """Whether this peer has switched."""
         self.dead = False
         self.wrote = bytearray()
-        self.descriptors_sent = 0
+        self.descriptors_sent = self.largest_set = 0
         self.asks: list[list[int]] = []
         self.victim_native = False
         self._buffer = b""
@@ -163,6 +163,7 @@ class Peer:
             return
         self.wrote += data[:count]
         self.descriptors_sent += len(fds)
+        self.largest_set = max(self.largest_set, len(fds))
 
     def read(self) -> None:
         """Read all there is, and remember what matters."""
