@@ -109,7 +109,9 @@ def _what(node: bool) -> str:
 
 async def _start_child(directory: str, *, node: bool) -> Child:
     if not node:
-        return await fork("handleipc.cli:answer")
+        child = await fork("handleipc.cli:answer")
+        await child.ready()  # a Ctrl-C while it imports would be Python's own traceback
+        return child
     program = shutil.which("node")
     if program is None:
         raise click.ClickException("there is no program 'node' in PATH: install Node.js")
