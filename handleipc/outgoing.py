@@ -56,7 +56,7 @@ class Outgoing:
         self, limits: Limits, system: System, may_descriptors: int = 0, may_bytes: int = 0
     ) -> None:
         self._limits = limits
-        self._system = system
+        self._clock, self.in_flight = system.clock, system.in_flight
         self.native = False
         self.queue = SendQueue()
         self.outcomes = self.queue.outcomes
@@ -155,7 +155,7 @@ class Outgoing:
     def _node_stage(self) -> Stage | None:
         if self.node.entry is not None:
             due = self.node.resend_at
-            if due is None or due > self._system.clock():
+            if due is None or due > self._clock():
                 return None
             again = self._node_handle_stage(self.node.entry)
             if again is not None:
@@ -174,7 +174,7 @@ class Outgoing:
                     continue
                 self.queue.take()
                 self.node.put(item)
-                self._system.in_flight.add(1)
+                self.in_flight.add(1)
                 handle_stage = self._node_handle_stage(item)
                 if handle_stage is not None:
                     return handle_stage
@@ -238,7 +238,7 @@ class Outgoing:
         most = min(
             limits.set_size,
             window.room() + len(stage.fds),
-            self._system.in_flight.allowance(out, limits.in_flight) + len(stage.fds),
+            self.in_flight.allowance(out, limits.in_flight) + len(stage.fds),
         )
         # One handle may be larger than any of them, when it is alone on its way.
         return most if out else max(most, first)
@@ -310,7 +310,7 @@ class Outgoing:
         count = len(fds) - before
         queue.descriptors -= count
         self.window.number(run)
-        self._system.in_flight.add(count)
+        self.in_flight.add(count)
         stage.items += run
         stage.entries += run
         return size
@@ -336,7 +336,7 @@ class Outgoing:
     def _answer_stage(self) -> Stage | None:
         """The descriptors that the peer lost, again; they need no credit and go before data."""
         answers = self.window.answers
-        if not answers.may_leave(self._system.clock()):
+        if not answers.may_leave(self._clock()):
             return None
         stage = Stage(b"")
         stage.resends = True
@@ -391,7 +391,7 @@ class Outgoing:
         if stage.resends:
             for entry in reversed(stage.entries):
                 if entry is self.node.entry:
-                    self.node.resend_at = self._system.clock()
+                    self.node.resend_at = self._clock()
                 elif entry.state is SENT:
                     self.window.answers.put_back(entry.sequence)
             return
@@ -399,10 +399,10 @@ class Outgoing:
             if isinstance(item, Entry):
                 if item is self.node.entry:
                     self.node.clear()
-                    self._system.in_flight.release(1)
+                    self.in_flight.release(1)
                 elif item.pending is not None:
                     self.window.unnumber(item)
-                    self._system.in_flight.release(item.descriptors)
+                    self.in_flight.release(item.descriptors)
             self.queue.put_back(item)
         if self.native:
             head = len(envelope.spell_count(len(stage.fds))) if stage.fds else 0
@@ -428,7 +428,7 @@ class Outgoing:
             self.queue.end(refused[0], reason)
 
     def __del__(self) -> None:
-        self._system.in_flight.drop(self.window.descriptors_out + (self.node.entry is not None))
+        self.in_flight.drop(self.window.descriptors_out + (self.node.entry is not None))
 
     # -- what the peer says ----------------------------------------------------------------------
 
@@ -439,7 +439,7 @@ class Outgoing:
             return False
         if acked:
             self._end_node(None)
-        elif not slot.retry(self._limits, self._system.clock()):
+        elif not slot.retry(self._limits, self._clock()):
             times = f"the peer could not take it, {slot.nacks + 1} times"
             self._end_node(f"{times} (NACK: it has no free descriptor, or refuses this kind)")
         return True
@@ -456,13 +456,13 @@ class Outgoing:
             for entry in [one for one in ended if one.state is not EntryState.ENDED]:
                 self.queue.end(entry, None)
             if ended:
-                self._system.in_flight.release(before - self.window.descriptors_out)
+                self.in_flight.release(before - self.window.descriptors_out)
 
     def refused(self, first: int, count: int, code: str) -> None:
         """Handles that the peer gives back. Raises as ``Window.refuse``."""
         for entry in self.window.refuse(first, count):
             self.queue.end(entry, f"refused by the peer: {refusal_in_words(code)}")
-            self._system.in_flight.release(entry.descriptors)
+            self.in_flight.release(entry.descriptors)
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -486,7 +486,7 @@ class Outgoing:
         if self.node.entry is not None:
             doubtful = (node_in_doubt or all_in_doubt) and self.node.entry.state is SENT
             self._end_node(reason, doubtful=doubtful)
-        self._system.in_flight.release(self.window.descriptors_out)
+        self.in_flight.release(self.window.descriptors_out)
         for entry in self.window.clear():
             self.queue.end(entry, reason, doubtful=all_in_doubt and entry.state is SENT)
         self.queue.settle(reason)
@@ -496,5 +496,5 @@ class Outgoing:
         entry = self.node.entry
         assert entry is not None
         self.node.clear()
-        self._system.in_flight.release(1)
+        self.in_flight.release(1)
         self.queue.end(entry, reason, doubtful=doubtful)

@@ -197,7 +197,7 @@ class ChannelProtocol:
             max(limits.in_flight_delay, 2 * self._retry_delay), limits.in_flight_delay_max
         )
         self._retry_at = self._system.clock() + self._retry_delay
-        self._system.in_flight.wait(self.retry_now)
+        self.outgoing.in_flight.wait(self.retry_now)
 
     def out_of_memory(self) -> bool:
         """The kernel had no memory for the stage (ENOBUFS, ENOMEM), while the socket is writable.
@@ -355,7 +355,7 @@ class ChannelProtocol:
         self.state = State.CLOSED
         self._retry_at = self._progress_at = self._hello_at = self._disconnect_at = None
         self._busy_at = None
-        self._system.in_flight.forget(self.retry_now)
+        self.outgoing.in_flight.forget(self.retry_now)
         self.before_settling()
         self.outgoing.settle(
             str(self.error) if self.error else "the channel ended before it was acknowledged",

@@ -94,14 +94,8 @@ class InFlight:
         """Uncount what a channel had that was dropped together with its loop, and never settled.
 
         Wakes nobody, since it is collected at any moment: those that wait look again by themselves.
-        In a forked copy nothing of it was counted.
         """
-        self.total = max(0, self.total - count)
-
-    def start_again(self) -> None:
-        """Forget everything: of a forked copy none of the channels is its own."""
-        self.total = 0
-        self._waiting.clear()
+        self.total -= count
 
     def wait(self, wake: Callable[[], None]) -> None:
         """Have ``wake`` called once at the next release."""
@@ -123,3 +117,8 @@ class System:
     """Closes a received descriptor that nobody is to get. Never raises."""
     free_slots: Callable[[int], int] = _free_slots
     in_flight: InFlight = dataclasses.field(default_factory=InFlight)
+    """The budget of the channels that are made from here on; those that there are keep theirs."""
+
+    def is_copied(self) -> None:
+        """Have nothing in flight: of a forked copy no channel is its own yet."""
+        self.in_flight = InFlight()

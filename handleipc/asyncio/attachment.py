@@ -28,7 +28,7 @@ NO_THREAD = -1
 
 # One process, one budget of descriptors in flight.
 process_system = System(close=discard)
-in_copies(process_system.in_flight.start_again)
+in_copies(process_system.is_copied)
 
 
 class Attachment(Emitter, Owned):

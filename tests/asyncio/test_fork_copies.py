@@ -522,6 +522,29 @@ async def test_copy_starts_channels_of_its_own(program, event_loop_name: str) ->
             assert process_system.in_flight.total == 0
 
 
+async def test_copy_drops_a_channel_with_descriptors_in_flight() -> None:
+    """They were never the copy's: what it has in flight itself stays counted."""
+    client, served = connection()
+    with client:
+        async with joined("native") as (a, b):
+            a._watch(reading=False, writing=False)  # its acknowledgement is not read
+            sending = asyncio.ensure_future(a.send("kept", served))
+            await asyncio.sleep(0)
+            outgoing = a._protocol.outgoing
+
+            def in_the_copy() -> list[int]:
+                process_system.in_flight.add(5)
+                outgoing.__del__()
+                return [process_system.in_flight.total]
+
+            assert in_a_copy(in_the_copy) == [5]
+            assert process_system.in_flight.total == 1
+            a._turn(reading=True)
+            _, handle = await b.recv()
+            await sending
+            handle.close()
+
+
 # -- the end of a channel ------------------------------------------------------------------------
 
 
