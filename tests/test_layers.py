@@ -30,6 +30,7 @@ LAYERS = [
     {"registry"},
     {"gaps", "peerwatch"},
     {"link"},
+    {"asyncio.posting"},
     {
         "asyncio.adoption",
         "asyncio.emitter",
@@ -38,7 +39,6 @@ LAYERS = [
         "asyncio.logs",
         "asyncio.pipes",
         "asyncio.reasons",
-        "asyncio.posting",
         "asyncio.reaping",
         "asyncio.socketpath",
         "asyncio.starting",

@@ -14,15 +14,13 @@ from collections.abc import AsyncGenerator
 from handleipc.ancillary import discard
 from handleipc.asyncio import hangups
 from handleipc.asyncio.emitter import Emitter
-from handleipc.asyncio.posting import post
+from handleipc.asyncio.posting import running_loop
 from handleipc.exceptions import ChannelBusy, ChannelClosed
-from handleipc.ownership import Owned, in_copies
+from handleipc.ownership import in_copies
 from handleipc.system import System
 
-__all__ = ["NO_THREAD", "Attachment", "process_system", "running_loop"]
+__all__ = ["NO_THREAD", "Attachment", "process_system"]
 
-# As get_running_loop(), but None where none runs.
-running_loop = asyncio._get_running_loop
 # What a channel that no thread may use has for its thread.
 NO_THREAD = -1
 
@@ -31,7 +29,7 @@ process_system = System(close=discard)
 in_copies(process_system.is_copied)
 
 
-class Attachment(Emitter, Owned):
+class Attachment(Emitter):
     """Something that one event loop serves, through one descriptor.
 
     Args:
@@ -39,8 +37,7 @@ class Attachment(Emitter, Owned):
     """
 
     def __init__(self, fd: int) -> None:
-        Emitter.__init__(self, asyncio.get_running_loop())
-        Owned.__init__(self)
+        super().__init__(asyncio.get_running_loop())
         self._fd = fd
         self._thread = NO_THREAD
         self._is_reading = self._is_writing = self._watches_hangup = False
@@ -183,8 +180,8 @@ class Attachment(Emitter, Owned):
         """Schedule a turn from wherever the budget of the process was released."""
         if running_loop() is self._loop:
             self._schedule_turn()
-        elif not self._is_copy:
-            post(self._loop, self._schedule_turn)
+        else:
+            self._post(self._schedule_turn)
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False

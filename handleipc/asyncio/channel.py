@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from handleipc.asyncio.attachment import NO_THREAD, process_system, running_loop
+from handleipc.asyncio.attachment import NO_THREAD, process_system
 from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.logs import throttle
+from handleipc.asyncio.posting import running_loop
 from handleipc.asyncio.reasons import Aborted
 from handleipc.asyncio.sender import Sender
 from handleipc.deliveries import Internal, Received

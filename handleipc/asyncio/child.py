@@ -12,10 +12,12 @@ import logging
 import os
 import signal as signals
 import socket
+from functools import partial
 from typing import IO, ClassVar
 
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.pipes import open_reader, open_writer
+from handleipc.asyncio.posting import post
 from handleipc.asyncio.reaping import Process
 from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import LocalProtocolError, WorkerExited
@@ -198,12 +200,7 @@ class Child(Channel):
         if self._has_reaper:
             return
         self._has_reaper = True
-        loop, on_exit = self._loop, self._on_exit
-
-        def tell() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(on_exit)
-
+        tell = partial(post, self._loop, self._on_exit)
         self._process.reap_in_thread(tell if notify else None)
 
     def _forget_pidfd(self) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 from handleipc import codec
 from handleipc.asyncio.driver import Driver
 from handleipc.asyncio.handles import default_registry
-from handleipc.asyncio.posting import post
 from handleipc.asyncio.server import Server
 from handleipc.connection import BaseConnection
 from handleipc.conversions import NET_SOCKET
@@ -48,7 +47,7 @@ class CountingDriver(Driver):
             self._schedule_turn,
             lambda: protocol.incoming.native,
             self._send_late,
-            post=self._post,
+            post=self._post,  # a connection closes on whatever thread its object dies
         )
         self._answers = 0
         """Messages of our own that have not been written."""
@@ -101,11 +100,6 @@ class CountingDriver(Driver):
     def _attach(self) -> None:
         super()._attach()
         self.lists.take_closes()  # which the last loop had no time for
-
-    def _post(self, callback: Callable[[], None]) -> None:
-        """Have the loop call it: a connection closed, on whatever thread its object died."""
-        if not self._is_copy:
-            post(self._loop, callback)
 
     def _send_internal(self, message: JSON) -> None:
         """Queue a message of our own, which the public ``send`` would refuse as forged."""

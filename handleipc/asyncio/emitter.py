@@ -7,6 +7,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+from handleipc.asyncio.posting import post
+from handleipc.ownership import Owned
+
 __all__ = ["Emitter"]
 
 Listener = TypeVar("Listener", bound=Callable[..., Any])
@@ -15,12 +18,13 @@ Listener = TypeVar("Listener", bound=Callable[..., Any])
 _tasks: set[asyncio.Task[Any]] = set()
 
 
-class Emitter:
-    """Something with events. A subclass names them in ``EVENTS``."""
+class Emitter(Owned):
+    """Something with events, of one process and one loop. A subclass names them in ``EVENTS``."""
 
     EVENTS: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self._loop = loop
         self._listeners: dict[str, list[tuple[Callable[..., Any], bool]]] = {}
 
@@ -87,6 +91,11 @@ class Emitter:
             except Exception as error:
                 self._report(event, error)
         return True
+
+    def _post(self, callback: Callable[[], object]) -> None:
+        """Have the loop call ``callback`` soon, from any thread; not in a forked copy."""
+        if not self._is_copy:
+            post(self._loop, callback)
 
     def _run(self, event: str, coroutine: Any) -> None:
         def done(task: asyncio.Task[Any]) -> None:

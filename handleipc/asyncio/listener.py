@@ -16,7 +16,7 @@ import itertools
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import ClassVar, Self
 
 from handleipc.addresses import Address
@@ -24,9 +24,7 @@ from handleipc.ancillary import KIND_LISTENING, Acceptor, descriptor_kind, disca
 from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.emitter import Emitter
 from handleipc.asyncio.logs import throttle
-from handleipc.asyncio.posting import post
 from handleipc.exceptions import ChannelBusy
-from handleipc.ownership import Owned
 from handleipc.socketlist import Group
 
 __all__ = ["UNTAKEN", "Listener", "check_untaken"]
@@ -41,7 +39,7 @@ BEYOND_HOPE = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP}
 _serials = itertools.count(1)
 
 
-class Listener(Emitter, Owned):
+class Listener(Emitter):
     """A listening socket and those it has accepted. ``Server`` is what applications see.
 
     Args:
@@ -57,8 +55,7 @@ class Listener(Emitter, Owned):
 
     def __init__(self, sock: socket.socket, untaken: int) -> None:
         check_untaken(untaken)
-        Emitter.__init__(self, asyncio.get_running_loop())
-        Owned.__init__(self)
+        super().__init__(asyncio.get_running_loop())
         sock.setblocking(False)
         self._sock = sock
         self._address = sock.getsockname()
@@ -79,10 +76,6 @@ class Listener(Emitter, Owned):
         self._short: asyncio.TimerHandle | None = None
         self._reader: asyncio.Future[None] | None = None
         self._error: OSError | None = None
-
-    def _post(self, callback: Callable[[], None]) -> None:
-        if not self._is_copy:
-            post(self._loop, callback)
 
     # -- what a subclass does --------------------------------------------------------------------
 

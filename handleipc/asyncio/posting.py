@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-__all__ = ["post"]
+__all__ = ["post", "running_loop"]
+
+# As get_running_loop(), but None where none runs.
+running_loop = asyncio._get_running_loop
 
 
 def post(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
@@ -14,12 +17,6 @@ def post(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> Non
 
     A loop that is closed is left alone: nobody waits there any more.
     """
-    try:
-        is_here = asyncio.get_running_loop() is loop
-    except RuntimeError:
-        is_here = False
+    call = loop.call_soon if running_loop() is loop else loop.call_soon_threadsafe
     with contextlib.suppress(RuntimeError):  # closed
-        if is_here:
-            loop.call_soon(callback)
-        else:
-            loop.call_soon_threadsafe(callback)
+        call(callback)

@@ -10,9 +10,10 @@ import socket
 from typing import Any
 
 from handleipc import codec
-from handleipc.asyncio.attachment import NO_THREAD, running_loop
+from handleipc.asyncio.attachment import NO_THREAD
 from handleipc.asyncio.counting import CountingDriver
 from handleipc.asyncio.logs import throttle
+from handleipc.asyncio.posting import running_loop
 from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import (
     ChannelBusy,
