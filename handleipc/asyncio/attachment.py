@@ -102,15 +102,13 @@ class Attachment(Emitter):
 
     def _attach(self) -> None:
         """Serve the channel on the running loop, until it ends or the loop does."""
+        self._detach()  # from a loop that was closed without a word
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._keeper = _until_the_loop_ends(self)
         # Runs up to its yield, which never suspends: now the loop will close it when it ends.
         with contextlib.suppress(StopIteration):
             self._keeper.__anext__().send(None)
-        # A loop that was closed without a word has left these as they were.
-        self._is_reading = self._is_writing = self._watches_hangup = False
-        self._timer = None
         self._turn_scheduled = self._read_scheduled = False
         self._schedule_turn()
 
@@ -131,7 +129,7 @@ class Attachment(Emitter):
             if was_watched and not is_closed:
                 with contextlib.suppress(OSError):  # the loop has forgotten it all the same
                     remove(self._fd)
-        if self._watches_hangup and not is_closed:
+        if self._watches_hangup:
             hangups.unwatch(self._loop, self._fd)
         self._is_reading = self._is_writing = self._watches_hangup = False
 

@@ -199,8 +199,6 @@ class _ParentChannel(Channel):
 
     def _attach(self) -> None:
         super()._attach()
-        if self._pidfd >= 0:
-            self._close_pidfd()  # of a loop that was closed without a word
         self._pidfd = self._link.peer_pidfd()
         if self._pidfd >= 0:
             try:

@@ -19,8 +19,10 @@ import pytest
 
 import handleipc
 from handleipc import Channel, FileDescriptor, Limits
+from handleipc.asyncio import hangups
 from handleipc.asyncio.handles import register
 from handleipc.asyncio.process import _ParentChannel
+from handleipc.exceptions import LocalProtocolError
 from tests.asyncio.helpers import (
     ACK,
     NACK,
@@ -753,3 +755,31 @@ async def test_ready_of_a_child_that_opened_and_closed() -> None:
         await child.wait_disconnected()
         assert child.stdin is not None
         child.stdin.close()
+
+
+@pytest.mark.parametrize("then", ["moves on", "aborts"])
+def test_closed_loops_are_forgotten(then: str) -> None:
+    """So is one that was closed without a word, with what a paused channel had watched there."""
+
+    async def pause() -> tuple[_ParentChannel, RawPeer]:
+        ours, theirs = socket.socketpair()
+        channel, peer = _ParentChannel(ours, Limits(held_messages=10)), RawPeer(theirs)
+        peer.write(*range(100))
+        await until(lambda: channel._watches_hangup)
+        return channel, peer
+
+    async def move_on() -> None:
+        channel._attach()  # as parent() does
+        assert loop not in hangups._watchers
+        assert await channel.recv() == (0, None)
+        channel.abort()
+
+    loop = asyncio.new_event_loop()
+    channel, peer = loop.run_until_complete(pause())
+    loop.close()
+    if then == "moves on":
+        asyncio.run(move_on())
+    else:
+        channel._end(LocalProtocolError("over"))
+        assert loop not in hangups._watchers
+    peer.close()
