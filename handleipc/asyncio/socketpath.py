@@ -10,18 +10,19 @@ import os
 import stat
 
 from handleipc.addresses import Address
+from handleipc.ownership import Owned
 
 __all__ = ["BoundPath", "remove_socket"]
 
 
-class BoundPath:
+class BoundPath(Owned):
     """A name in the file system that this process has bound, whatever its directory is later."""
 
     def __init__(self, path: str) -> None:
+        super().__init__()
         directory, name = os.path.split(path)
         self._path = os.path.join(os.path.realpath(directory), name)
         self._identity = self._look()
-        self._owner = os.getpid()
 
     def _look(self) -> tuple[int, int] | None:
         try:
@@ -36,7 +37,7 @@ class BoundPath:
         Another server may have bound the name meanwhile; and a forked copy did not bind it.
         """
         with contextlib.suppress(OSError):
-            is_ours = self._identity is not None and self._owner == os.getpid()
+            is_ours = self._identity is not None and not self._is_copy
             if is_ours and self._look() == self._identity:
                 os.unlink(self._path)
 
