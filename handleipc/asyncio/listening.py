@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from types import TracebackType
 from typing import Any
 
 from handleipc.addresses import Address
@@ -51,12 +50,7 @@ class _Listening:
         self._server = await self
         return self._server
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
 

@@ -10,7 +10,6 @@ import contextlib
 import socket as stdlib_socket
 from asyncio.trsock import TransportSocket
 from collections import deque
-from types import TracebackType
 from typing import ClassVar, Self
 
 from handleipc import codec
@@ -300,12 +299,7 @@ class Server(Listener):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
