@@ -26,6 +26,18 @@ SWITCH = {"cmd": "NODE_HANDLEIPC", "native": 1, "ack": 0, "descriptors": 128, "b
 ACK = {"cmd": "NODE_HANDLE_ACK"}
 NACK = {"cmd": "NODE_HANDLE_NACK"}
 
+# A child that sends back what it is sent.
+ECHO = """
+import asyncio, handleipc
+
+async def main():
+    parent = await handleipc.parent()
+    async for message, handle in parent:
+        await parent.send(message, handle)
+
+asyncio.run(main())
+"""
+
 
 def join(
     dialect: str, limits: Limits | None = None, peer_limits: Limits | None = None

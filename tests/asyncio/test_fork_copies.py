@@ -23,6 +23,7 @@ import handleipc
 from handleipc.asyncio.attachment import process_system
 from handleipc.protocol import State
 from tests.asyncio.helpers import (
+    ECHO,
     both_dialects,
     connection,
     is_open,
@@ -472,18 +473,6 @@ async def test_descriptors_stay_open_in_a_copy(tmp_path: Path) -> None:
         assert client.recv(100) == b"from the copy"
         assert is_open(client)
         assert works(client, served)
-
-
-ECHO = """
-import asyncio, handleipc
-
-async def main():
-    parent = await handleipc.parent()
-    async for message, handle in parent:
-        await parent.send(message, handle)
-
-asyncio.run(main())
-"""
 
 
 async def test_copy_starts_channels_of_its_own(program, event_loop_name: str) -> None:

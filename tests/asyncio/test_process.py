@@ -18,19 +18,7 @@ import pytest
 
 import handleipc
 from handleipc import FileDescriptor, HandleNotDelivered, Limits
-from tests.asyncio.helpers import Recorder, clients, connection, is_open, turns, until, works
-
-ECHO = """
-    import asyncio, sys
-    import handleipc
-
-    async def main():
-        parent = await handleipc.parent()
-        async for message, handle in parent:
-            await parent.send(message, handle)
-
-    asyncio.run(main())
-"""
+from tests.asyncio.helpers import ECHO, Recorder, clients, connection, is_open, turns, until, works
 
 REPORT = """
     import asyncio, os, sys

@@ -14,21 +14,10 @@ import pytest
 
 import handleipc
 from handleipc import Channel, ChannelBusy, ChannelClosed
-from tests.asyncio.helpers import both_dialects, connection, join, joined, take_rest, until
+from tests.asyncio.helpers import ECHO, both_dialects, connection, join, joined, take_rest, until
 from tests.conftest import LOOPS
 
 loops = pytest.mark.parametrize("loop", list(LOOPS))
-
-ECHO = """
-import asyncio, handleipc
-
-async def main():
-    parent = await handleipc.parent()
-    async for message, handle in parent:
-        await parent.send(message, handle)
-
-asyncio.run(main())
-"""
 
 
 def uses(channel: Any) -> dict[str, Callable[[], Any]]:

@@ -53,7 +53,6 @@ async def exchange(world: World) -> None:
     for sock in (udp, listener, near, far):
         sock.setblocking(False)
     world.keep(udp, listener, near, far)
-    world.arm()
     ends = world.join()
     if ends is None:
         return
@@ -77,9 +76,7 @@ async def exchange(world: World) -> None:
     b.hand()
     await a.flush()
     await b.flush()
-    with world.told_if_fails("a disconnect"):
-        a.channel.disconnect()
-    await a.ended()
+    await a.disconnect()
     await b.ended()
 
 
@@ -87,7 +84,6 @@ async def exchange(world: World) -> None:
 async def abort_sending(world: World) -> None:
     """The sender aborts with handles on their way and queued, and the receiver had read nothing."""
     world.lossy = True
-    world.arm()
     ends = world.join()
     if ends is None:
         return
@@ -109,7 +105,6 @@ async def abort_sending(world: World) -> None:
 async def abort_receiving(world: World) -> None:
     """The receiver aborts between two handles, with more in its socket."""
     world.lossy = True
-    world.arm()
     ends = world.join()
     if ends is None:
         return
@@ -131,7 +126,6 @@ async def abort_receiving(world: World) -> None:
 async def lost(world: World) -> None:
     """Descriptors find no free slot twice, and are asked for again."""
     world.loses_descriptors = True
-    world.arm()
     ends = world.join()
     if ends is None:
         return
@@ -147,9 +141,7 @@ async def lost(world: World) -> None:
         a.post()
     await a.give()
     await a.flush()
-    with world.told_if_fails("a disconnect"):
-        a.channel.disconnect()
-    await a.ended()
+    await a.disconnect()
     await b.ended()
 
 
@@ -223,9 +215,7 @@ async def adopt(world: World) -> None:
         await a.give()
         await b.give()
         await b.flush()
-        with world.told_if_fails("b disconnect"):
-            b.channel.disconnect()
-        await b.ended()
+        await b.disconnect()
         await a.ended()
         return
     world.lost()

@@ -244,9 +244,10 @@ class World:
         return gift
 
     def join(self) -> tuple[End, End] | None:
-        """Make both ends of a channel; None if that failed and was told."""
+        """Begin to fail, and make both ends of a channel; None if that failed and was told."""
         from handleipc.protocol import Invitation
 
+        self.arm()
         ours, theirs = socket.socketpair()
         limits = self.limits
         invitation = Invitation(limits.window, limits.bytes) if self.native else None
@@ -526,6 +527,12 @@ class End:
 
     async def ended(self) -> None:
         await self.world.bounded(f"{self.name}.wait_disconnected", self.channel.wait_disconnected())
+
+    async def disconnect(self) -> None:
+        """End politely, and see that it ends."""
+        with self.world.told_if_fails(f"{self.name} disconnect"):
+            self.channel.disconnect()
+        await self.ended()
 
     async def finish(self) -> None:
         """See that this end ends, and take what it still holds."""
