@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import os
+import signal as signals
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, ParamSpec, Unpack
 
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.child import Child
@@ -26,6 +28,7 @@ from handleipc.asyncio.starting import (
     channel_pair,
     check,
     check_limits,
+    explained,
     fork_command,
     refuse_descriptors,
     start,
@@ -42,8 +45,64 @@ from handleipc.system import close_quietly
 __all__ = ["Child", "Options", "fork", "parent", "spawn"]
 
 PIPE = subprocess.PIPE
+P = ParamSpec("P")
 
 
+class Starting(Coroutine[Any, Any, Child]):
+    """What ``fork`` and ``spawn`` return: awaited it gives the child, in ``async with`` it is one.
+
+    Leaving the block disconnects, and waits until the child has ended. An exception in the block,
+    or a cancellation while it waits, kills the child first: no process outlives its block.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Child]) -> None:
+        self._coroutine = coroutine
+        self._child: Child | None = None
+
+    def __await__(self) -> Generator[Any, Any, Child]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any) -> Any:
+        """Go on, as a coroutine does."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise an exception where it waits, as a coroutine does."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Give the start up, as a coroutine does."""
+        self._coroutine.close()
+
+    async def __aenter__(self) -> Child:
+        self._child = await self
+        return self._child
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        child = self._child
+        assert child is not None
+        try:
+            if kind is None:
+                child.disconnect()
+                await child.wait()
+        finally:
+            if not child.exited:
+                child.kill(signals.SIGKILL)
+                child.abort()
+                await child.wait()
+
+
+def _starting(start: Callable[P, Coroutine[Any, Any, Child]]) -> Callable[P, Starting]:
+    """Have a coroutine function return a ``Starting``."""
+
+    @functools.wraps(start)
+    def returns_starting(*args: P.args, **kwargs: P.kwargs) -> Starting:
+        return Starting(start(*args, **kwargs))
+
+    return returns_starting
+
+
+@_starting
 async def spawn(
     *argv: str | os.PathLike[str],
     env: Mapping[str, str] | None = None,
@@ -66,6 +125,9 @@ async def spawn(
     pass_fds: Sequence[int] = (),
 ) -> Child:
     """Start any program that speaks the channel: Node, Python, another language.
+
+    ``child = await spawn(...)``, or ``async with spawn(...) as child``, which ends the child when
+    the block is left: politely, or by SIGKILL after an exception.
 
     Args:
         argv: the program and its arguments; a name without a slash is looked up in PATH.
@@ -123,12 +185,15 @@ async def spawn(
     }
     check(limits, popen_options)
     limits = limits or Limits()
-    ours, theirs = channel_pair()
+    program = os.fsdecode(argv[0])
+    with explained(program, cwd):
+        ours, theirs = channel_pair()
     child: Child | None = None
     process: Process | None = None
     try:
         with contextlib.ExitStack() as steps:
             steps.callback(close_quietly, theirs)
+            steps.enter_context(explained(program, cwd))
             if not accept_handles:
                 refuse_descriptors(ours)
             invite = socket_cookie(theirs) if dialect is None else None
@@ -160,6 +225,7 @@ async def spawn(
     return child
 
 
+@_starting
 async def fork(
     target: str | os.PathLike[str],
     *args: str,
@@ -168,6 +234,8 @@ async def fork(
     **options: Unpack[Options],
 ) -> Child:
     """Start a fresh Python interpreter with a channel: Node's ``fork``, not fork(2).
+
+    ``child = await fork(...)``, or ``async with fork(...) as child``, as ``spawn``.
 
     Args:
         target: a ``.py`` file (relative to ``cwd``), a dotted module (run as with ``-m``), or

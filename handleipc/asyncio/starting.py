@@ -8,14 +8,16 @@ the channel and what ``pass_fds`` names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
+import resource
 import signal as signals
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO, Any, TypedDict
@@ -34,6 +36,7 @@ __all__ = [
     "channel_pair",
     "check",
     "check_limits",
+    "explained",
     "fork_command",
     "refuse_descriptors",
     "start",
@@ -125,6 +128,48 @@ def refuse_descriptors(sock: socket.socket) -> None:
     """Have the kernel refuse descriptors sent to ``sock``; an older one leaves it to the reader."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+@contextlib.contextmanager
+def explained(program: str, cwd: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Have an error of a start name the program, whose fault it is, and what helps."""
+    try:
+        yield
+    except OSError as error:
+        why = _why_not_started(error, program, cwd)
+        raise OSError(error.errno, f"cannot start {program!r}: {why}") from error
+
+
+def _why_not_started(error: OSError, program: str, cwd: str | os.PathLike[str] | None) -> str:
+    why = error.strerror or str(error)
+    match error.errno:
+        case errno.EMFILE:
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return (
+                "this process has no free descriptor: close some, or raise RLIMIT_NOFILE, which is"
+                f" {soft}"
+            )
+        case errno.ENFILE:
+            return "the system has no free descriptor (/proc/sys/fs/file-max)"
+        case errno.EAGAIN:
+            return f"{why}: the user may have no more processes (RLIMIT_NPROC, or a cgroup's pids)"
+    if cwd is not None and error.filename == cwd:
+        return f"it cannot work in cwd={os.fspath(cwd)!r}: {why}"
+    path = os.path.join(os.fspath(cwd or ""), program)
+    match error.errno:
+        case errno.ENOENT if " " in program:
+            return "there is no such program: give its arguments one by one: spawn('node', 'x.js')"
+        case errno.ENOENT if "/" not in program:
+            return "there is no such program in PATH: install it, or give its path"
+        case errno.ENOENT if os.path.exists(path):
+            return "the interpreter that its first line names does not exist"
+        case errno.ENOENT:
+            return "there is no such file"
+        case errno.EACCES if os.path.isfile(path):
+            return f"{why}: make it executable, or give its interpreter before it"
+        case errno.ENOEXEC:
+            return f"{why}: a script needs a first line like #!/usr/bin/env python3"
+    return why
 
 
 def start(

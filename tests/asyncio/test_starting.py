@@ -22,7 +22,7 @@ import pytest
 import handleipc
 from handleipc import link
 from handleipc.asyncio import attachment
-from tests.asyncio.helpers import works
+from tests.asyncio.helpers import ECHO, works
 
 PIPE = subprocess.PIPE
 
@@ -331,6 +331,107 @@ async def test_start_that_fails(monkeypatch, faults: list[str], options: dict[st
             elif stream is not None:
                 await stream.read()
     # The fixture counts descriptors and children.
+
+
+@pytest.mark.parametrize(
+    ("argv", "options", "words"),
+    [
+        (["node x.js"], {}, "cannot start 'node x.js': there is no such program: give its arg.*one by"),
+        (["no-such-program"], {}, "there is no such program in PATH: install it, or give its path"),
+        (["/no/such"], {}, "cannot start '/no/such': there is no such file"),
+        (["true"], {"cwd": "/no/such"}, "cannot start 'true': it cannot work in cwd='/no/such'"),
+        (["./plain"], {}, "'./plain': Permission denied: make it executable, or give its interp"),
+        (["./nameless"], {}, "Exec format error: a script needs a first line like #!"),
+        (["./lost"], {}, "the interpreter that its first line names does not exist"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+async def test_words_of_a_start_that_failed(tmp_path, monkeypatch, argv, options, words) -> None:
+    """They name the program, what is wrong, and what helps."""
+    monkeypatch.chdir(tmp_path)
+    for name, mode, text in (
+        ("plain", 0o644, "#!/bin/sh\n"),
+        ("nameless", 0o755, "exit 0\n"),
+        ("lost", 0o755, "#!/no/interpreter\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(mode)
+    with pytest.raises(OSError, match=words):
+        await handleipc.spawn(*argv, **options)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EMFILE, r"no free descriptor: close some, or raise RLIMIT_NOFILE, which is \d+"),
+        (errno.ENFILE, "the system has no free descriptor"),
+        (errno.EAGAIN, "may have no more processes"),
+        (errno.EPERM, "cannot start 'true': Operation not permitted$"),
+    ],
+)
+@pytest.mark.parametrize("owner", [(socket, "socketpair"), (subprocess, "Popen")], ids=str)
+async def test_words_of_what_is_short(monkeypatch, owner, number: int, words: str) -> None:
+    """Whatever has no room: the limit is named."""
+    with monkeypatch.context() as patched:
+        failing(patched, *owner, OSError(number, os.strerror(number)))
+        with pytest.raises(OSError, match=words) as caught:
+            await handleipc.spawn("true")
+    assert caught.value.errno == number
+
+
+# -- as a block ----------------------------------------------------------------------------------
+
+
+async def test_block(program) -> None:
+    """``async with`` gives the child; leaving it disconnects, and waits for its end."""
+    async with asyncio.timeout(30):
+        async with handleipc.fork(program("echo.py", ECHO)) as child:
+            await child.send("hello")
+            assert await child.recv() == ("hello", None)
+        assert child.returncode == 0
+
+
+class Left(Exception):
+    """What leaves the block."""
+
+
+@pytest.mark.parametrize("how", ["exception", "cancelled inside", "cancelled as it waits"])
+async def test_block_left_in_another_way(how: str) -> None:
+    """No process outlives its block: one that does not end by itself is killed."""
+    inside = asyncio.Event()
+    children = []
+
+    async def block() -> None:
+        async with handleipc.spawn("sleep", "600") as child:
+            children.append(child)
+            inside.set()
+            if how == "exception":
+                raise Left
+            if how == "cancelled inside":
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(block())
+    await inside.wait()
+    if how == "exception":
+        with pytest.raises(Left):
+            await task
+    else:
+        if how == "cancelled as it waits":
+            await children[0].wait_disconnected()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert children[0].returncode == -signal.SIGKILL
+
+
+async def test_start_is_a_coroutine() -> None:
+    """A start that was only begun can be a task, or be given up."""
+    child = await asyncio.create_task(handleipc.spawn("true"))
+    assert await child.wait() == 0
+    handleipc.spawn("true").close()
+    with pytest.raises(FileNotFoundError):
+        async with handleipc.spawn("/no/such"):
+            raise AssertionError
 
 
 async def test_reader_that_cannot_be_added(monkeypatch) -> None:
