@@ -336,7 +336,11 @@ async def test_start_that_fails(monkeypatch, faults: list[str], options: dict[st
 @pytest.mark.parametrize(
     ("argv", "options", "words"),
     [
-        (["node x.js"], {}, "cannot start 'node x.js': there is no such program: give its arg.*one by"),
+        (
+            ["node x.js"],
+            {},
+            "cannot start 'node x.js': there is no such program: give its arg.*one by",
+        ),
         (["no-such-program"], {}, "there is no such program in PATH: install it, or give its path"),
         (["/no/such"], {}, "cannot start '/no/such': there is no such file"),
         (["true"], {"cwd": "/no/such"}, "cannot start 'true': it cannot work in cwd='/no/such'"),
