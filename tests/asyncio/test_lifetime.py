@@ -246,7 +246,10 @@ async def main():
     parent = await handleipc.parent()
     await parent.send({"pid": os.getpid()})
     async for message, handle in parent:
-        await parent.send(["yes", "here"])
+        try:
+            await parent.send(["yes", "here"])
+        except handleipc.ChannelClosed:
+            break  # the parent ends when it likes
 
 run(main())
 """
