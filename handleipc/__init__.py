@@ -13,14 +13,12 @@ if sys.platform == "win32":
 
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.connection import Connection
-from handleipc.asyncio.handles import register
 from handleipc.asyncio.listening import listen, listen_unix
 from handleipc.asyncio.process import Child, fork, parent, spawn
+from handleipc.asyncio.registry import register
 from handleipc.asyncio.server import Server
 from handleipc.asyncio.streams import StreamPending as _StreamPending
 from handleipc.asyncio.target import freeze_support
-from handleipc.connection import Socket
-from handleipc.conversions import BoundSocket, Native
 from handleipc.exceptions import (
     ChannelBroken,
     ChannelBusy,
@@ -42,9 +40,11 @@ from handleipc.exceptions import (
     UnsupportedHandle,
     WorkerExited,
 )
-from handleipc.fds import FileDescriptor
+from handleipc.handles.connection import Socket
+from handleipc.handles.fds import FileDescriptor
+from handleipc.handles.kinds import BoundSocket, Native
+from handleipc.handles.registry import Conversion
 from handleipc.limits import Limits
-from handleipc.registry import Conversion
 
 del _StreamPending  # imported for what its module registers: asyncio's own objects
 

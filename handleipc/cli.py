@@ -19,13 +19,13 @@ from pathlib import Path
 import click
 
 from handleipc import __version__, fork, listen, spawn
-from handleipc.ancillary import KIND_SOCKET, descriptor_kind
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.process import Child
 from handleipc.asyncio.server import Server
 from handleipc.environment import PREFIXES, found
 from handleipc.exceptions import HandleIPCError
 from handleipc.limits import Limits, descriptor_limit
+from handleipc.wire.syscalls import KIND_SOCKET, descriptor_kind
 
 __all__ = ["main"]
 

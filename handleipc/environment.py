@@ -1,4 +1,4 @@
-"""The variables that name a process's channel: taken out of the environment as early as can be.
+"""The variables that name a process's channel: given to a child, taken by it as early as can be.
 
 Programs that run before ``await parent()`` would otherwise inherit them with the descriptor: a Node
 program then believes the channel to be its own, and takes what was meant for this process. So they
@@ -11,22 +11,39 @@ Knows names and descriptors. Speaks no protocol, and starts nothing.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import socket
 import stat
+import sys
 from collections.abc import Mapping, MutableMapping
 from types import MappingProxyType
 
 from handleipc.exceptions import NoChannel
+from handleipc.limits import Invitation, Limits
+from handleipc.wire.envelope import VERSION
 
-__all__ = ["Taken", "found", "inherited_channel", "is_number", "taken"]
+__all__ = [
+    "ChannelVariables",
+    "Taken",
+    "adopt",
+    "child_environment",
+    "found",
+    "inherited_channel",
+    "is_number",
+    "socket_cookie",
+    "taken",
+]
 
 NODE_CHANNEL_FD = "NODE_CHANNEL_FD"
 NODE_CHANNEL_SERIALIZATION_MODE = "NODE_CHANNEL_SERIALIZATION_MODE"
 NODE_UNIQUE_ID = "NODE_UNIQUE_ID"
 HANDLEIPC_CHANNEL = "HANDLEIPC_CHANNEL"
 PREFIXES = ("NODE_CHANNEL_", "HANDLEIPC_")
+# Linux only: eight bytes, unique since boot. Elsewhere the inode serves: not unique for ever, but
+# a variable that leaked names a socket that is still open.
+_SO_COOKIE = 57
 
 
 class Taken:
@@ -170,3 +187,93 @@ found = taken.variables
 
 For programs that play Node's ``cluster`` by hand. Read-only.
 """
+
+
+class ChannelVariables:
+    """What the child found in its environment."""
+
+    __slots__ = ("invited_by", "sock")
+
+    def __init__(self, sock: socket.socket, invited_by: Invitation | None) -> None:
+        self.sock = sock
+        self.invited_by = invited_by
+
+
+def socket_cookie(sock: socket.socket) -> int:
+    """Return a number by which both ends of a fork know the same socket."""
+    if sys.platform == "linux":
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+        return array.array("Q", raw)[0]
+    return os.fstat(sock.fileno()).st_ino
+
+
+def child_environment(
+    environment: MutableMapping[str, str], fd: int, limits: Limits, invite: int | None
+) -> dict[str, str]:
+    """Return the child's environment: the given one, without a channel of ours, with its own.
+
+    Node appends its two variables last, so that they win (node-wire.md 1.1).
+
+    Args:
+        environment: what the child gets otherwise.
+        fd: the number of its channel.
+        limits: the parent's, the first grants of the invitation.
+        invite: the cookie of the child's end, or None to speak node.
+    """
+    result = {k: v for k, v in environment.items() if not k.startswith(PREFIXES)}
+    if invite is not None:
+        result[HANDLEIPC_CHANNEL] = f"{VERSION} {invite} {limits.window} {limits.bytes}"
+    result[NODE_CHANNEL_FD] = str(fd)
+    result[NODE_CHANNEL_SERIALIZATION_MODE] = "json"
+    return result
+
+
+def adopt(environment: MutableMapping[str, str]) -> ChannelVariables:
+    """Take the channel over that this process was started with, and remove its variables.
+
+    The socket becomes close-on-exec, and the variables go (to ``environment.found``), so that no
+    grandchild believes the channel to be its own.
+
+    Raises:
+        NoChannel: there is none, or the number does not name what a parent would have passed.
+        OSError: the system refuses. Nothing was taken.
+    """
+    variables, number = taken.claim(environment)
+    mode = variables.get(NODE_CHANNEL_SERIALIZATION_MODE, "json")
+    if mode != "json":
+        raise NoChannel(
+            f"the parent wants serialization {mode!r}, and only 'json' is supported:"
+            " leave the option out, or set it to 'json'"
+        )
+    sock: socket.socket | None = None
+    try:
+        if number is None:
+            sock = inherited_channel(variables[NODE_CHANNEL_FD])
+        else:
+            sock = socket.socket(fileno=number)
+        invited_by = _read_invitation(variables.get(HANDLEIPC_CHANNEL, ""), sock)
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+    except OSError:
+        if sock is not None:
+            sock.detach()
+        if number is None:
+            environment.update(variables)
+        raise
+    taken.adopted(variables, environment)
+    return ChannelVariables(sock, invited_by)
+
+
+def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:
+    """Read an invitation; None if there is none, or it is for another socket or version.
+
+    It may have leaked through a Node process in between, whose own channel this one is not.
+    """
+    fields = text.split(" ")
+    if len(fields) < 4:
+        return None
+    versions, numbers = fields[0].split(","), fields[1:4]
+    if str(VERSION) not in versions or not all(map(is_number, numbers)):
+        return None
+    cookie, descriptors, size = map(int, numbers)
+    return Invitation(descriptors, size) if cookie == socket_cookie(sock) else None

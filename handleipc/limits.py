@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 
-__all__ = ["Limits", "Shape", "descriptor_limit"]
+__all__ = ["Invitation", "Limits", "Shape", "descriptor_limit"]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -201,3 +201,11 @@ class Limits:
         for what in ("bytes", "handles"):
             if getattr(self, f"low_water_{what}") > getattr(self, f"high_water_{what}"):
                 raise ValueError(f"Limits.low_water_{what} lies above high_water_{what}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Invitation:
+    """What a parent tells its child about the native dialect before it starts."""
+
+    descriptors: int
+    bytes: int

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from functools import partial
 
 from handleipc.exceptions import LocalProtocolError
-from handleipc.framing import DescriptorSet, LineFramer
-from handleipc.receiving import Refusal
-from handleipc.limits import Limits
-from handleipc.stages import Entry, EntryState
-from handleipc.pending import Held
-from handleipc.protocol import ChannelProtocol, Invitation, State
+from handleipc.handles.pending import Held
+from handleipc.handles.refusal import Refusal
+from handleipc.limits import Invitation, Limits
+from handleipc.protocol.channel import ChannelProtocol, State
+from handleipc.protocol.stages import Entry, EntryState
 from handleipc.system import InFlight, System
+from handleipc.wire.framing import DescriptorSet, LineFramer
 from tests.protocol_pair import take_one
 
 ENDLESS = 1e9
@@ -137,7 +137,7 @@ class World:
         }
         for name, end in self.ends.items():
             end.reads = name not in scenario.late
-            end.protocol.outgoing.window.answers.peer_has_read = partial(
+            end.protocol.outgoing.window.resends.peer_has_read = partial(
                 self._is_read, self.other(name)
             )
         for name, script in scenario.scripts.items():

@@ -12,9 +12,8 @@ import dataclasses
 import random
 from collections import Counter
 
-from handleipc.stages import EntryState
-from tests.model_kernel import ENDLESS, End, Scenario, State, Violation, World, narrow_limits
-
+from handleipc.protocol.stages import EntryState
+from tests.model_kernel import ENDLESS, End, Scenario, Violation, World, narrow_limits
 
 # Kinds of wait that end when the peer has taken something; the empty one is none.
 FOR_PEER = ["H", "F", "D"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from handleipc import codec
-from handleipc.deliveries import Deliveries, Received
-from handleipc.framing import DescriptorSet, LineFramer
-from handleipc.receiving import Refusal
-from handleipc.limits import Limits
-from handleipc.pending import Held
-from handleipc.protocol import ChannelProtocol, Invitation, State
-from handleipc.stages import Entry
+from handleipc.handles.pending import Held
+from handleipc.handles.refusal import Refusal
+from handleipc.limits import Invitation, Limits
+from handleipc.protocol.channel import ChannelProtocol, State
+from handleipc.protocol.deliveries import Deliveries, Received
+from handleipc.protocol.stages import Entry
 from handleipc.system import InFlight, System
+from handleipc.wire import codec
+from handleipc.wire.framing import DescriptorSet, LineFramer
 
 INVITED = Invitation(8, 1 << 20)
 SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"descriptors":8,"bytes":1048576}\n'

@@ -41,7 +41,7 @@ def test_exceptions_are_at_the_top() -> None:
     [
         module.name
         for module in pkgutil.walk_packages(handleipc.__path__, "handleipc.")
-        if module.name not in ("handleipc._core", "handleipc.__main__", "handleipc.asyncio")
+        if not module.ispkg and module.name not in ("handleipc._core", "handleipc.__main__")
     ],
 )
 def test_all_is_what_is_there(name: str) -> None:

@@ -15,21 +15,33 @@ if not PACKAGE.exists():  # the tests of an installed wheel
 
     PACKAGE = Path(handleipc.__file__).parent
 
+# From the bottom up; between two comments lies a wing, or what all wings share.
 LAYERS = [
     {"exceptions", "typing", "limits", "texts"},
-    {"framing", "system", "ownership", "environment"},
-    {"ancillary", "codec", "deliveries", "grants", "answers", "receiving"},
-    {"envelope", "addresses", "fds", "pairing", "holes"},
-    {"pending"},
-    {"stages"},
-    {"replies", "sendqueue", "window"},
-    {"incoming", "outgoing", "socketlist"},
-    {"dispatch", "socketlists"},
-    {"protocol", "connection"},
-    {"conversions", "spawn"},
-    {"registry"},
-    {"gaps", "peerwatch"},
-    {"link"},
+    {"system", "ownership"},
+    # wire
+    {"wire.framing"},
+    {"wire.syscalls", "wire.codec"},
+    {"wire.envelope"},
+    # what a child finds
+    {"environment"},
+    {"commands"},
+    # handles
+    {"handles.addresses", "handles.fds", "handles.group", "handles.refusal"},
+    {"handles.pending", "handles.connection", "handles.tracking"},
+    {"handles.kinds"},
+    {"handles.registry"},
+    # protocol
+    {"protocol.deliveries", "protocol.credit", "protocol.resends", "protocol.pairing"},
+    {"protocol.lost", "protocol.stages"},
+    {"protocol.node", "protocol.sendqueue", "protocol.window"},
+    {"protocol.incoming", "protocol.outgoing"},
+    {"protocol.dispatch"},
+    {"protocol.channel"},
+    # the socket, which only fronts touch
+    {"wire.gaps", "wire.peer"},
+    {"wire.link"},
+    # asyncio
     {"asyncio.posting"},
     {
         "asyncio.adoption",
@@ -45,9 +57,9 @@ LAYERS = [
         "asyncio.waiters",
     },
     {"asyncio.attachment", "asyncio.connection"},
-    {"asyncio.handles", "asyncio.driver", "asyncio.listener"},
+    {"asyncio.registry", "asyncio.driver", "asyncio.listener"},
     {"asyncio.server", "asyncio.streams"},
-    {"asyncio.counting", "asyncio.listening"},
+    {"asyncio.tracking", "asyncio.listening"},
     {"asyncio.sender"},
     {"asyncio.channel"},
     {"asyncio.child"},
@@ -59,12 +71,12 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-PURE = {name for names in LAYERS[:12] for name in names}
-PURE_FILES = [str(Path("handleipc") / f"{name}.py") for name in sorted(PURE)]
+PURE = {name for name, level in LEVEL.items() if level < LEVEL["wire.gaps"]}
+PURE_FILES = [f"handleipc/{name.replace('.', '/')}.py" for name in sorted(PURE)]
 FORBIDDEN_WHEN_PURE = {"asyncio", "select", "selectors", "threading", "subprocess"}
-MAY_BUILD_SOCKETS = {"addresses", "connection", "conversions", "environment", "spawn"}
+MAY_BUILD_SOCKETS = {"handles.addresses", "handles.connection", "handles.kinds", "environment"}
 MAY_KNOW_TIME = {"system"}
-MAY_SEE_THE_CORE = {"framing", "ancillary", "cli"}
+MAY_SEE_THE_CORE = {"wire.framing", "wire.syscalls", "cli"}
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -88,7 +100,8 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-MODULES = [(name, path) for name, path in modules() if name != "asyncio"]
+WINGS = {"wire", "handles", "protocol", "asyncio"}
+MODULES = [(name, path) for name, path in modules() if name not in WINGS]
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES, ids=[n or "handleipc" for n, _ in MODULES])
@@ -134,9 +147,9 @@ def test_each_file_says_what_it_is(name: str, path: Path) -> None:
 def test_the_test_finds_a_slip(tmp_path: Path) -> None:
     """The net is tested too: an upward import would be seen."""
     slip = tmp_path / "framing.py"
-    slip.write_text("from handleipc.protocol import State\n")
+    slip.write_text("from handleipc.protocol.channel import State\n")
     with pytest.raises(AssertionError):
-        test_imports_point_down("framing", slip)
+        test_imports_point_down("wire.framing", slip)
 
 
 assert sys.version_info >= (3, 11)

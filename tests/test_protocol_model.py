@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from handleipc.deliveries import Deliveries, Received
-from handleipc.incoming import Incoming
-from handleipc.outgoing import Outgoing
-from handleipc.pairing import Pairing
-from handleipc.protocol import ChannelProtocol, State
-from handleipc.holes import Holes
-from handleipc.window import Window
+from handleipc.protocol.channel import ChannelProtocol, State
+from handleipc.protocol.deliveries import Deliveries, Received
+from handleipc.protocol.incoming import Incoming
+from handleipc.protocol.lost import Lost
+from handleipc.protocol.outgoing import Outgoing
+from handleipc.protocol.pairing import Pairing
+from handleipc.protocol.window import Window
 from tests import model_waits
 from tests.model_kernel import End, Violation, World, run_random
 
@@ -111,7 +111,7 @@ def return_the_handle_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leave_holes_unfilled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Holes, "on_ask_time", lambda self: None)
+    monkeypatch.setattr(Lost, "on_ask_time", lambda self: None)
 
 
 def forget_to_close_what_nobody_claims(monkeypatch: pytest.MonkeyPatch) -> None:

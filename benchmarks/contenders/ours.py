@@ -18,7 +18,7 @@ from typing import Any
 
 import handleipc
 from benchmarks.contenders.common import connection, cpu_seconds, large, message, report
-from handleipc.ancillary import descriptor_kind
+from handleipc.wire.syscalls import descriptor_kind
 
 ANSWER = b"Child handled it."
 NODE = str(Path(__file__).with_name("node.js"))

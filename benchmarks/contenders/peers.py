@@ -157,7 +157,7 @@ class Owner:
 
 def sketch_send(sock: socket.socket, n: int) -> None:
     """Sets of 64 handles, in the C core's own call."""
-    from handleipc.ancillary import send_with_fds
+    from handleipc.wire.syscalls import send_with_fds
 
     fd, number = connection().detach(), sock.fileno()
     lines = []
@@ -175,8 +175,8 @@ def sketch_receive(sock: socket.socket, n: int) -> None:
     """The other end: a typed decoder and the smallest object there is."""
     import select
 
-    from handleipc.ancillary import Receiver
-    from handleipc.framing import LineFramer
+    from handleipc.wire.framing import LineFramer
+    from handleipc.wire.syscalls import Receiver
 
     sock.setblocking(False)
     decode = msgspec.json.Decoder(Line).decode_lines

@@ -11,13 +11,13 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator
 
-from handleipc.ancillary import discard
 from handleipc.asyncio import hangups
 from handleipc.asyncio.emitter import Emitter
 from handleipc.asyncio.posting import running_loop
 from handleipc.exceptions import ChannelBusy, ChannelClosed
 from handleipc.ownership import in_copies
 from handleipc.system import System
+from handleipc.wire.syscalls import discard
 
 __all__ = ["NO_THREAD", "Attachment", "process_system"]
 

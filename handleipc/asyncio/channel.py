@@ -14,20 +14,20 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 from handleipc.asyncio.attachment import NO_THREAD, process_system
-from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.posting import running_loop
 from handleipc.asyncio.reasons import Aborted
+from handleipc.asyncio.registry import default_registry
 from handleipc.asyncio.sender import Sender
-from handleipc.deliveries import Internal, Received
 from handleipc.exceptions import (
     ChannelBusy,
     ChannelClosed,
     RemoteProtocolError,
 )
-from handleipc.limits import Limits
-from handleipc.protocol import ChannelProtocol, Invitation, State
-from handleipc.socketlist import COUNTING
+from handleipc.handles.group import COUNTING
+from handleipc.limits import Invitation, Limits
+from handleipc.protocol.channel import ChannelProtocol, State
+from handleipc.protocol.deliveries import Internal, Received
 
 __all__ = ["Channel"]
 

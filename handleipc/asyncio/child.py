@@ -22,7 +22,7 @@ from handleipc.asyncio.reaping import Process
 from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import LocalProtocolError, WorkerExited
 from handleipc.limits import Limits
-from handleipc.protocol import State
+from handleipc.protocol.channel import State
 from handleipc.system import close_quietly
 
 __all__ = ["Child"]

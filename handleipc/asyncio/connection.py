@@ -11,10 +11,10 @@ from collections.abc import Callable
 from ssl import SSLContext
 from typing import TypeVar
 
-from handleipc.ancillary import discard
 from handleipc.asyncio.adoption import StandIn, Tls
 from handleipc.asyncio.lingering import at_eof, linger
-from handleipc.connection import BaseConnection, Socket, clear_linger
+from handleipc.handles.connection import BaseConnection, Socket, clear_linger
+from handleipc.wire.syscalls import discard
 
 __all__ = ["Connection"]
 

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from handleipc.ancillary import Refused
 from handleipc.asyncio.attachment import NO_THREAD, Attachment, process_system
 from handleipc.asyncio.reasons import why_closed
 from handleipc.exceptions import (
@@ -29,10 +28,11 @@ from handleipc.exceptions import (
     RemoteProtocolError,
     WorkerExited,
 )
-from handleipc.framing import MAX_ENDS, Batch
-from handleipc.link import Link
-from handleipc.protocol import ChannelProtocol, State
-from handleipc.stages import Stage
+from handleipc.protocol.channel import ChannelProtocol, State
+from handleipc.protocol.stages import Stage
+from handleipc.wire.framing import MAX_ENDS, Batch
+from handleipc.wire.link import Link
+from handleipc.wire.syscalls import Refused
 
 __all__ = ["Driver", "process_system"]
 
@@ -67,7 +67,7 @@ class Driver(Attachment):
         self._protocol = protocol
         protocol.on_wake = self._wake
         protocol.before_settling = self._stop_receiving
-        protocol.outgoing.window.answers.peer_has_read = self._link.peer_has_read
+        protocol.outgoing.window.resends.peer_has_read = self._link.peer_has_read
         self._lines = MAX_ENDS  # to be taken in one turn
         self._in_turn = False
         self._in_protocol = False
@@ -320,7 +320,7 @@ class Driver(Attachment):
                 return False
             self._is_unsure, failed = True, None
             try:
-                written = self._link.write(stage)
+                written = self._link.write(stage.data, stage.offset, stage.fds)
             except OSError as error:
                 failed, self._is_unsure = error, False
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from handleipc.connection import Socket
+from handleipc.handles.connection import Socket
 
 __all__ = ["at_eof", "linger"]
 

@@ -19,13 +19,13 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import ClassVar, Self
 
-from handleipc.addresses import Address
-from handleipc.ancillary import KIND_LISTENING, Acceptor, descriptor_kind, discard
 from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.emitter import Emitter
 from handleipc.asyncio.logs import throttle
 from handleipc.exceptions import ChannelBusy
-from handleipc.socketlist import Group
+from handleipc.handles.addresses import Address
+from handleipc.handles.group import Group
+from handleipc.wire.syscalls import KIND_LISTENING, Acceptor, descriptor_kind, discard
 
 __all__ = ["UNTAKEN", "Listener", "check_untaken"]
 

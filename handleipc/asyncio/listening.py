@@ -13,11 +13,11 @@ import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
-from handleipc.addresses import Address
 from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.listener import UNTAKEN, check_untaken
 from handleipc.asyncio.server import Server
 from handleipc.asyncio.socketpath import BoundPath
+from handleipc.handles.addresses import Address
 from handleipc.system import close_quietly
 
 __all__ = ["listen", "listen_unix"]

@@ -33,16 +33,12 @@ from handleipc.asyncio.starting import (
     refuse_descriptors,
     start,
 )
+from handleipc.environment import adopt, child_environment, socket_cookie
 from handleipc.exceptions import ChannelBusy, HandleIPCError
 from handleipc.limits import Limits
-from handleipc.spawn import (
-    adopt,
-    child_environment,
-    socket_cookie,
-)
 from handleipc.system import close_quietly
 
-__all__ = ["Child", "Options", "fork", "parent", "spawn"]
+__all__ = ["Child", "Options", "Starting", "fork", "parent", "spawn"]
 
 PIPE = subprocess.PIPE
 P = ParamSpec("P")

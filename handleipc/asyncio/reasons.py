@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from handleipc.exceptions import ChannelBroken, ChannelClosed, HandleIPCError, WorkerExited
-from handleipc.protocol import ChannelProtocol, State
+from handleipc.protocol.channel import ChannelProtocol, State
 
 __all__ = ["Aborted", "why_closed"]
 

@@ -9,11 +9,10 @@ import asyncio
 import socket
 from typing import Any
 
-from handleipc import codec
 from handleipc.asyncio.attachment import NO_THREAD
-from handleipc.asyncio.counting import CountingDriver
 from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.posting import running_loop
+from handleipc.asyncio.tracking import TrackingDriver
 from handleipc.asyncio.waiters import Waiters
 from handleipc.exceptions import (
     ChannelBusy,
@@ -23,9 +22,10 @@ from handleipc.exceptions import (
     HandleNotDelivered,
     MessageNotSerializable,
 )
-from handleipc.protocol import ChannelProtocol, State
-from handleipc.stages import Entry, EntryState
+from handleipc.protocol.channel import ChannelProtocol, State
+from handleipc.protocol.stages import Entry, EntryState
 from handleipc.typing import JSON
+from handleipc.wire import codec
 
 __all__ = ["Sender"]
 
@@ -42,7 +42,7 @@ WRITE_EARLY = 16 * 1024
 ENVELOPE_BYTES = 256
 
 
-class Sender(CountingDriver):
+class Sender(TrackingDriver):
     """A driver with ``send``.
 
     Args:
@@ -240,7 +240,7 @@ class Sender(CountingDriver):
                 f" Limits.queued_handles is {self._queued_handles}: await drain() before sending"
                 " more"
             )
-        pending = self._pend(handle, keep_open, transfer)
+        pending = self._prepare_handle(handle, keep_open, transfer)
         entry = Entry(line, message, pending)
         if pending.options and queue.bytes + entry.size > self._room:
             try:

@@ -12,17 +12,17 @@ from asyncio.trsock import TransportSocket
 from collections import deque
 from typing import ClassVar, Self
 
-from handleipc import codec
-from handleipc.asyncio.handles import default_registry
 from handleipc.asyncio.listener import UNTAKEN, Listener
+from handleipc.asyncio.registry import default_registry
 from handleipc.asyncio.socketpath import BoundPath, remove_socket
-from handleipc.connection import own
-from handleipc.conversions import NET_SERVER, pend_held
 from handleipc.exceptions import DescriptorReleased, UnsupportedHandle
-from handleipc.pending import Held, PendingHandle
-from handleipc.socketlists import SocketLists
+from handleipc.handles.connection import own
+from handleipc.handles.kinds import NET_SERVER, prepare_held
+from handleipc.handles.pending import Held, PendingHandle
+from handleipc.handles.tracking import SocketLists
 from handleipc.system import close_quietly
 from handleipc.typing import Options
+from handleipc.wire import codec
 
 __all__ = ["ConnectionCount", "Server"]
 
@@ -318,11 +318,11 @@ def _build_server(fd: int, kind: int, options: Options | None) -> Server:
         raise
 
 
-def _pend_server(server: Server, keep_open: bool) -> PendingHandle:
+def _prepare_server(server: Server, keep_open: bool) -> PendingHandle:
     if server.closed:
         raise UnsupportedHandle("this server is closed")
-    return pend_held(server, NET_SERVER, server)
+    return prepare_held(server, NET_SERVER, server)
 
 
 default_registry.add_builder(NET_SERVER, _build_server)
-default_registry.add_pender(Server, _pend_server)
+default_registry.add_preparer(Server, _prepare_server)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 
-from handleipc.addresses import Address
+from handleipc.handles.addresses import Address
 from handleipc.ownership import Owned
 
 __all__ = ["BoundPath", "remove_socket"]

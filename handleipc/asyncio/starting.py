@@ -22,12 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO, Any, TypedDict
 
-from handleipc.ancillary import exit_with_parent as die_with_parent
-from handleipc.ancillary import inherits_signals, reset_signals
+from handleipc.commands import frozen_command, python_command
 from handleipc.limits import Limits
 from handleipc.ownership import in_copies
-from handleipc.spawn import frozen_command, python_command
 from handleipc.system import close_quietly
+from handleipc.wire.syscalls import exit_with_parent as die_with_parent
+from handleipc.wire.syscalls import inherits_signals, reset_signals
 
 __all__ = [
     "Frozen",

@@ -17,12 +17,13 @@ import termios
 from asyncio.trsock import TransportSocket
 from typing import Any, cast
 
-from handleipc import codec, conversions
-from handleipc.asyncio.handles import default_registry
-from handleipc.connection import Socket, clear_linger
-from handleipc.conversions import HAS_RESET, NET_SERVER, NET_SOCKET, pend_held
+from handleipc.asyncio.registry import default_registry
 from handleipc.exceptions import HandleNotDelivered, UnsupportedHandle
-from handleipc.pending import Held, PendingHandle
+from handleipc.handles import kinds
+from handleipc.handles.connection import Socket, clear_linger
+from handleipc.handles.kinds import HAS_RESET, NET_SERVER, NET_SOCKET, prepare_held
+from handleipc.handles.pending import Held, PendingHandle
+from handleipc.wire import codec
 
 __all__ = ["StreamPending"]
 
@@ -104,7 +105,7 @@ class StreamPending(Held):
 # -- streams -------------------------------------------------------------------------------------
 
 
-def _pend_writer(writer: asyncio.StreamWriter, keep_open: bool) -> PendingHandle:
+def _prepare_writer(writer: asyncio.StreamWriter, keep_open: bool) -> PendingHandle:
     transport = cast(asyncio.Transport, writer.transport)
     _check(writer, transport)
     reader = _reader_of(writer, transport)
@@ -118,7 +119,7 @@ def _pend_writer(writer: asyncio.StreamWriter, keep_open: bool) -> PendingHandle
         )
     is_reading = transport.is_reading()
     unread = bytes(reader._buffer)
-    options = codec.spell({"unread": conversions.spell_unread(unread)}) if unread else b""
+    options = codec.spell({"unread": kinds.spell_unread(unread)}) if unread else b""
     return StreamPending(writer, transport, options, resume=is_reading, keep_open=keep_open)
 
 
@@ -147,7 +148,7 @@ def _is_being_made(transport: asyncio.Transport, reader: Any) -> bool:
 # -- transports ----------------------------------------------------------------------------------
 
 
-def _pend_transport(transport: asyncio.Transport, keep_open: bool) -> PendingHandle:
+def _prepare_transport(transport: asyncio.Transport, keep_open: bool) -> PendingHandle:
     _check(transport, transport)
     _refuse_read(transport, transport)
     return StreamPending(transport, transport, b"", resume=False, keep_open=keep_open)
@@ -245,13 +246,13 @@ def _is_one_way(transport: asyncio.Transport) -> bool:
 # -- servers -------------------------------------------------------------------------------------
 
 
-def _pend_asyncio_server(server: asyncio.Server, keep_open: bool) -> PendingHandle:
+def _prepare_asyncio_server(server: asyncio.Server, keep_open: bool) -> PendingHandle:
     sockets = server.sockets
     if len(sockets) != 1:
         raise UnsupportedHandle(
             f"this server listens on {len(sockets)} sockets, and one handle is one: send each"
         )
-    return pend_held(server, NET_SERVER, sockets[0])
+    return prepare_held(server, NET_SERVER, sockets[0])
 
 
 # -- by what they look like ----------------------------------------------------------------------
@@ -263,14 +264,14 @@ def _is_transport(handle: object) -> bool:
     )
 
 
-def _pend_by_shape(handle: Any, keep_open: bool) -> PendingHandle | None:
+def _prepare_by_shape(handle: Any, keep_open: bool) -> PendingHandle | None:
     """Prepare what only looks like asyncio's: uvloop's classes derive from none of them."""
     if _is_transport(handle):
-        return _pend_transport(handle, keep_open)
+        return _prepare_transport(handle, keep_open)
     if isinstance(handle, asyncio.AbstractServer) or (
         hasattr(handle, "sockets") and hasattr(handle, "start_serving")
     ):
-        return _pend_asyncio_server(handle, keep_open)
+        return _prepare_asyncio_server(handle, keep_open)
     advice = _advice(handle)
     if advice is not None:
         raise UnsupportedHandle(f"a {type(handle).__name__} is no handle: {advice}")
@@ -291,5 +292,5 @@ def _advice(handle: Any) -> str | None:
     return None
 
 
-default_registry.add_pender(asyncio.StreamWriter, _pend_writer)
-default_registry.add_fallback(_pend_by_shape)
+default_registry.add_preparer(asyncio.StreamWriter, _prepare_writer)
+default_registry.add_fallback(_prepare_by_shape)

@@ -15,7 +15,7 @@ from typing import Any
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.process import parent
 from handleipc.asyncio.starting import Frozen
-from handleipc.spawn import FORK_MARKER, read_target
+from handleipc.commands import FORK_MARKER, read_target
 
 __all__ = ["freeze_support", "run"]
 

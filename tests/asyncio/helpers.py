@@ -15,9 +15,9 @@ import pytest
 
 import handleipc
 from handleipc import Channel, Connection, Limits
-from handleipc.ancillary import descriptor_kind
-from handleipc.asyncio.handles import default_registry
-from handleipc.protocol import Invitation
+from handleipc.asyncio.registry import default_registry
+from handleipc.limits import Invitation
+from handleipc.wire.syscalls import descriptor_kind
 
 DIALECTS = ["node", "native"]
 both_dialects = pytest.mark.parametrize("dialect", DIALECTS)
@@ -60,7 +60,7 @@ def earned(channel: Channel) -> Channel:
 
 def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test registers is forgotten after it."""
-    for name in ("_penders", "_builders", "_custom", "_found"):
+    for name in ("_preparers", "_builders", "_custom", "_found"):
         monkeypatch.setattr(default_registry, name, dict(getattr(default_registry, name)))
 
 

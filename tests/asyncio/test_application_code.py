@@ -496,7 +496,7 @@ async def test_a_buffer_that_cannot_grow(monkeypatch: pytest.MonkeyPatch) -> Non
         def no_memory(self: object, capacity: int) -> None:
             raise OSError(12, "Cannot allocate memory")
 
-        monkeypatch.setattr("handleipc.framing.LineFramer._resize", no_memory)
+        monkeypatch.setattr("handleipc.wire.framing.LineFramer._resize", no_memory)
         sending = asyncio.get_running_loop().sock_sendall(peer.sock, b'"' + b"x" * 300_000)
         with pytest.raises(OSError):  # noqa: PT011 - the channel is gone before all is written
             await sending

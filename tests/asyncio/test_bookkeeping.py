@@ -17,7 +17,7 @@ import pytest
 
 import handleipc
 from handleipc import Channel, Limits
-from handleipc.protocol import Invitation
+from handleipc.limits import Invitation
 from tests.asyncio.helpers import earned
 
 HOLDER = """

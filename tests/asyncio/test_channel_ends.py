@@ -23,7 +23,7 @@ from handleipc import (
     Limits,
 )
 from handleipc.asyncio.attachment import process_system
-from handleipc.protocol import Invitation
+from handleipc.limits import Invitation
 from tests.asyncio.helpers import (
     ACK,
     Recorder,

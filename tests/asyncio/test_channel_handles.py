@@ -19,7 +19,7 @@ from handleipc import (
     Server,
     UnsupportedHandle,
 )
-from handleipc.asyncio.handles import default_registry
+from handleipc.asyncio.registry import default_registry
 from tests.asyncio.helpers import (
     ACK,
     Recorder,

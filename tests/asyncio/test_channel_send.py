@@ -22,7 +22,7 @@ from handleipc import (
     MessageNotSerializable,
     UnsupportedHandle,
 )
-from handleipc import link
+from handleipc.wire import link
 from tests.asyncio.helpers import (
     ACK,
     NACK,

@@ -21,11 +21,11 @@ import pytest
 
 import handleipc
 from handleipc import DescriptorReleased
-from handleipc.ancillary import descriptor_kind
 from handleipc.asyncio import lingering
 from handleipc.asyncio.adoption import StandIn
-from handleipc.connection import Socket
-from handleipc.socketlist import Group
+from handleipc.handles.connection import Socket
+from handleipc.handles.group import Group
+from handleipc.wire.syscalls import descriptor_kind
 from tests.asyncio.helpers import connection, is_open, turns, until
 from tests.conftest import LOOPS
 from tests.linger import ON, lingers

@@ -10,8 +10,8 @@ import socket
 import pytest
 
 from handleipc import Channel, ChannelBroken, Connection, HandleNotDelivered, Limits
-from handleipc import link
-from handleipc.protocol import Invitation
+from handleipc.limits import Invitation
+from handleipc.wire import link
 
 
 async def test_more_lines_than_a_report_holds() -> None:

@@ -21,7 +21,7 @@ import pytest
 
 import handleipc
 from handleipc.asyncio.attachment import process_system
-from handleipc.protocol import State
+from handleipc.protocol.channel import State
 from tests.asyncio.helpers import (
     ECHO,
     both_dialects,

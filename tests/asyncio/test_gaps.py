@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from handleipc import gaps
-from handleipc.link import Link
+from handleipc.wire import gaps
+from handleipc.wire.link import Link
 from tests.asyncio.helpers import RawPeer, clients, raw_peer
 
 ACK = {"cmd": "NODE_HANDLE_ACK"}

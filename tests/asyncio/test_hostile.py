@@ -29,8 +29,8 @@ from handleipc import (
     RemoteProtocolError,
 )
 from handleipc.asyncio import driver, hangups
-from handleipc.stages import Entry, EntryState
-from handleipc.window import Window
+from handleipc.protocol.stages import Entry, EntryState
+from handleipc.protocol.window import Window
 from tests.asyncio.helpers import (
     Recorder,
     both_dialects,
@@ -91,7 +91,7 @@ UNFINISHED = b"[1,%d" % SET
 
 def _handles(channel: Channel, fd: int, size: int) -> Iterator[Step]:
     """Handles of so many descriptors, as many as are granted."""
-    grants = channel._protocol.incoming.grants
+    grants = channel._protocol.incoming.credit
     number = sent = 0
     while sent + size <= grants.descriptors or (not sent and grants.ack == number):
         number, sent = number + 1, sent + size
@@ -203,7 +203,7 @@ STARVES = """
     import asyncio, os, resource, socket
     import handleipc
     from handleipc import Channel, Connection, FileDescriptor, Limits
-    from handleipc.ancillary import descriptor_kind
+    from handleipc.wire.syscalls import descriptor_kind
 
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
     SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"descriptors":65536,"bytes":1099511627776}\\n'

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import handleipc
-from handleipc.asyncio.counting import CountingDriver
+from handleipc.asyncio.tracking import TrackingDriver
 from tests.asyncio.helpers import joined, until
 
 pytestmark = pytest.mark.slow
@@ -303,13 +303,13 @@ async def test_count_costs_by_process(
 ) -> None:
     """``get_connections`` asks each process once, however many connections it has."""
     sent: list[Any] = []
-    send_internal = CountingDriver._send_internal
+    send_internal = TrackingDriver._send_internal
 
-    def counted(self: CountingDriver, message: Any) -> None:
+    def counted(self: TrackingDriver, message: Any) -> None:
         sent.append(message["cmd"])
         send_internal(self, message)
 
-    monkeypatch.setattr(CountingDriver, "_send_internal", counted)
+    monkeypatch.setattr(TrackingDriver, "_send_internal", counted)
     rng = random.Random(5)
     crowd = Crowd(program("holder.py", HOLDER))
     await crowd.start()

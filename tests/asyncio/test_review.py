@@ -20,8 +20,8 @@ import pytest
 import handleipc
 from handleipc import Channel, FileDescriptor, Limits
 from handleipc.asyncio import hangups
-from handleipc.asyncio.handles import register
 from handleipc.asyncio.process import _ParentChannel
+from handleipc.asyncio.registry import register
 from handleipc.exceptions import LocalProtocolError
 from tests.asyncio.helpers import (
     ACK,

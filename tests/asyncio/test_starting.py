@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 import handleipc
-from handleipc import link
 from handleipc.asyncio import attachment
+from handleipc.wire import link
 from tests.asyncio.helpers import ECHO, works
 
 PIPE = subprocess.PIPE

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import socket
 
-import pytest
-
 import handleipc
 from tests.conformance.peers import (
     ACK,

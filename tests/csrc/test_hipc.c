@@ -4,7 +4,7 @@
  * Every buffer that the core may read or write ends where a page ends, and the next page is not
  * mapped: one byte too far crashes. Descriptors are counted before and after each test.
  *
- * Built and run by tests/test_c_core.py, plainly and under AddressSanitizer and UBSan:
+ * Built and run by tests/wire/test_c_core.py, plainly and under AddressSanitizer and UBSan:
  *
  *     cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -Icsrc \
  *        -Wl,--wrap=recvmsg,--wrap=sendmsg tests/csrc/test_hipc.c csrc/hipc_*.c

@@ -18,8 +18,7 @@ from typing import Any
 
 import handleipc
 from handleipc import Channel, FileDescriptor, Native
-from handleipc.protocol import Invitation
-from handleipc.spawn import child_environment, socket_cookie
+from handleipc.environment import child_environment, socket_cookie
 from tests.faults.world import PATIENCE, End, World
 
 Scenario = Callable[[World], Coroutine[Any, Any, None]]

@@ -11,10 +11,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tests.faults import shim
-from tests.faults.errors import ERRORS, SHORT, name_of, number_of
+from tests.faults.errors import ERRORS, number_of
 from tests.faults.scenarios import ONLY, SCENARIOS
 from tests.faults.world import Cell
 

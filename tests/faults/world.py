@@ -30,9 +30,9 @@ from typing import Any, TypeVar
 
 import handleipc
 from handleipc import Channel, Connection, HandleIPCError, HandleNotDelivered, Limits
-from handleipc.ancillary import descriptor_kind
 from handleipc.asyncio import lingering
 from handleipc.asyncio.driver import process_system
+from handleipc.wire.syscalls import descriptor_kind
 from tests.faults.errors import ERRORS, SHORT, TRUNCATED, Effect, name_of
 from tests.faults.shim import Shim
 
@@ -245,7 +245,7 @@ class World:
 
     def join(self) -> tuple[End, End] | None:
         """Begin to fail, and make both ends of a channel; None if that failed and was told."""
-        from handleipc.protocol import Invitation
+        from handleipc.protocol.channel import Invitation
 
         self.arm()
         ours, theirs = socket.socketpair()

@@ -17,17 +17,16 @@ import random
 import resource
 import socket
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import handleipc
 from handleipc import Channel, ChannelBusy, Connection, FileDescriptor, HandleIPCError, Limits
-from handleipc.ancillary import descriptor_kind
 from handleipc.asyncio.driver import process_system
 from handleipc.exceptions import DescriptorReleased, HandleNotDelivered, RemoteProtocolError
-from handleipc.protocol import Invitation
+from handleipc.limits import Invitation
+from handleipc.wire.syscalls import descriptor_kind
 from tests.fuzz.peer import KINDS, Peer, bend, make_kinds
 
 __all__ = ["Fuzzer", "Maker", "Replay", "Script"]

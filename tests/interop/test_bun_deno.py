@@ -18,7 +18,7 @@ import handleipc
 from tests.interop import runtimes
 from tests.interop.children import PATIENCE, spawned
 from tests.interop.ends import give, take
-from tests.interop.runtimes import CHILD, ENDS, GIVES, PARENT, RUNTIMES, TAKES, Runtime
+from tests.interop.runtimes import CHILD, ENDS, GIVES, RUNTIMES, TAKES, Runtime
 
 HERE = Path(__file__).parent
 

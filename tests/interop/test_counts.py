@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-
 import handleipc
 from tests.asyncio.helpers import RawPeer
 from tests.interop.children import spawned

@@ -38,7 +38,7 @@ from handleipc import Limits
 from handleipc.asyncio.child import Child
 from handleipc.asyncio.driver import process_system
 from handleipc.asyncio.reaping import Process
-from handleipc.spawn import child_environment, socket_cookie
+from handleipc.environment import child_environment, socket_cookie
 from tests.soak.zygote import Taken
 
 CHILDREN, CLIENTS = 4, 32

@@ -1,0 +1,1 @@
+"""What can be sent and received, what owns its descriptors, and who counts it."""

@@ -1,0 +1,488 @@
+"""The receiving direction of a channel: which descriptors belong to which line, and who gets them.
+
+Theory of operation
+-------------------
+
+A handle goes through three queues::
+
+    held       in stream order; a handle without descriptors (a *hole*) stops all behind it
+    release    acknowledged in our control queue; waits until that is in the kernel
+    ready      the application's to take
+
+Acknowledging before giving, and giving only what is acknowledged, leaves no moment in which both
+ends own a handle, or neither. Handles have numbers; what is granted and counted is descriptors,
+which is what a process runs out of.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from handleipc.exceptions import HandleError, RemoteProtocolError
+from handleipc.handles.refusal import Check, Convert, Direct, Refusal, accept_any
+from handleipc.limits import Invitation, Limits
+from handleipc.protocol.credit import Credit
+from handleipc.protocol.deliveries import MESSAGE_COST, Deliveries, Internal, Received
+from handleipc.protocol.lost import HeldLine, Lost
+from handleipc.protocol.node import Replies
+from handleipc.protocol.pairing import Pairing
+from handleipc.system import System
+from handleipc.typing import JSON, Options
+from handleipc.wire import envelope
+
+__all__ = ["Incoming"]
+
+
+class Incoming:
+    """The receiving half of ``ChannelProtocol``, which is its only caller.
+
+    Args:
+        limits: the bounds of the channel.
+        system: the clock, and the way to close descriptors.
+        convert: makes a handle of descriptors, or raises ``Refusal``.
+        gave: what an invitation granted from the start.
+        direct: as convert, for what has been found to be convertible without a question.
+        check: says of a handle that must wait whether it would be refused in any case.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        system: System,
+        convert: Convert,
+        gave: Invitation,
+        *,
+        direct: Direct | None = None,
+        check: Check | None = None,
+    ) -> None:
+        self._limits = limits
+        self._system = system
+        self._convert = convert
+        self._direct = direct if direct is not None else {}
+        self._check = check or accept_any
+        self.on_internal: Callable[[Any], None] = lambda _: None
+        """Called with each internal message when its line is read; it is delivered as well."""
+        self.native = False
+        self.closing = False
+        self.listens_internal = False
+        """Whether somebody waits for internal messages, which may stand behind unread others."""
+        self.deliveries = Deliveries(limits.ready)
+        self.pairing = Pairing(system.close)
+        self._held: deque[HeldLine] = deque()
+        self._held_bytes = self._held_internal = 0
+        self.lost = Lost(limits, system, self._held)
+
+        self.ready = self.deliveries.ready
+        """Messages that the application may take."""
+
+        # What is due to be said.
+        self.replies = Replies(limits, system)
+        self.refusals: list[list[object]] = []
+        self.owes = False
+
+        self.credit = Credit(limits, gave.descriptors, gave.bytes)
+        self.wants_more = False
+        """Whether a local wait needs us to go on reading although nobody takes what comes."""
+        self.errors: list[Exception] = []
+        """Faults that cost one handle and not the channel, for the ``error`` event."""
+
+    @property
+    def takes_runs(self) -> bool:
+        """Whether messages without a command are simply added to ``deliveries``, many at once."""
+        return not (self._held or self.closing)
+
+    def message(self, message: JSON, size: int) -> None:
+        """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
+        received: Received = (message, None)
+        if type(message) is dict and "cmd" in message and envelope.is_internal(message):
+            received = Internal(received)
+        if self._held and not (type(received) is Internal and self._may_overtake()):
+            self._hold(HeldLine(size, message))
+        elif self.closing:
+            self.deliveries.drop(size)
+        else:
+            self.deliveries.add_plain(received, size)
+        if type(received) is Internal:
+            self.on_internal(message)
+
+    def _may_overtake(self) -> bool:
+        """Say whether an internal message may pass what is held: handles that nobody takes yet.
+
+        Those are the sender's until then, and it counts them. A hole is not passed, nor another
+        internal message.
+        """
+        first = self._held[0]
+        return self.listens_internal and first.fds is not None and not self._held_internal
+
+    # -- lines of the native dialect -------------------------------------------------------------
+
+    def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
+        """Take ``[1,n]``: claim the front set.
+
+        Raises:
+            RemoteProtocolError: there is none here, it holds another number, or the last one was
+                not used up.
+        """
+        self.credit.check_set(line.count, self.lost.awaited)
+        if self.pairing.declare(line.count, at):
+            self.credit.lost_some()
+
+    def check_unfinished(self, at: int) -> None:
+        """All lines were taken, and an unfinished one, or none yet, begins at stream offset ``at``.
+
+        Raises:
+            RemoteProtocolError: more descriptors are here than can belong to that line.
+        """
+        pairing = self.pairing
+        pairing.check_unfinished(at)
+        if not pairing.sets:
+            return
+        if self.native:
+            self.credit.check_set(len(pairing.sets[0].fds), self.lost.awaited)
+        else:
+            pairing.keep_two()
+
+    def handle(self, line: envelope.Handle, size: int) -> None:
+        """Take ``[2,...]``, the line of a handle.
+
+        Raises:
+            RemoteProtocolError: its number is out of order or beyond the grant.
+        """
+        sequence, count = line.sequence, line.fds
+        self.credit.take_handle(sequence, count)
+        self.credit.take_bytes(size)
+        # Nothing is in the way: the rule.
+        if not (self._held or self.closing) and self.deliveries.may_add_handle(count):
+            if count == 1 and line.options is None:
+                fd, fd_kind = self.pairing.claim_one()
+                make = self._direct.get((line.tag, fd_kind))
+                if make is not None and fd >= 0:
+                    # Most of the work of a busy channel.
+                    message = line.message
+                    received: Received = (message, make(fd, fd_kind))
+                    if type(message) is dict and "cmd" in message:
+                        received = _received(*received)
+                    self.deliveries.add_handle(received, size)
+                    self._acknowledge(sequence, 1)
+                    return
+                fds, kinds = ([fd], [fd_kind]) if fd >= 0 else (None, [])
+            else:
+                fds, kinds = self.pairing.claim(count)
+            if fds is not None:
+                self._release_handle(line, count, size, fds=fds, kinds=kinds)
+                return
+        else:
+            fds, kinds = self.pairing.claim(count)
+        item = HeldLine(size, line.message, sequence, count, line.tag, line.options, fds, kinds)
+        self._hold(item)
+        if self.closing:
+            self._refuse(item, "closing")
+        elif (refusal := self._check(line.tag, count)) is not None:
+            # What can never be taken is not worth a place in the table until its turn comes.
+            self.errors.append(refusal)
+            self._refuse(item, refusal.code)
+        elif self.lost.first is not None:
+            # Kept, they would occupy the slots that the hole needs.
+            self._close(fds)
+            item.fds = None
+        elif fds is None:
+            self.lost.open(item)
+
+    def _hold(self, item: HeldLine) -> None:
+        self._held.append(item)
+        self._held_bytes += item.size
+        self._held_internal += envelope.is_internal(item.message)
+
+    def again(self, line: envelope.Again) -> None:
+        """Take ``[3,s,f]``: descriptors we asked for.
+
+        Raises:
+            RemoteProtocolError: we did not ask.
+        """
+        fds, kinds = self.pairing.claim(line.fds)
+        used = False
+        try:
+            used = self.lost.answer(line.sequence, fds, kinds)
+        finally:
+            if not used:
+                self._close(fds)
+
+    # -- lines of the node dialect ---------------------------------------------------------------
+
+    def node_handle(
+        self, tag: str, message: JSON, options: Options | None, at: int, size: int
+    ) -> None:
+        """Take a NODE_HANDLE line, unwrapped: exactly one reply is due for it.
+
+        Raises:
+            RemoteProtocolError: the peer does not wait for our replies.
+        """
+        self.replies.check_room()
+        found = self.pairing.front_set(at)
+        if found is None or (not found.fds and not found.truncated):
+            self._reject("the peer sent a handle without its descriptor")
+            return
+        if self.closing or len(found.fds) != 1:
+            lost = found.truncated and not self.closing and not found.fds
+            self._close(found.fds)
+            if lost:
+                if self.replies.nack_when_free():
+                    self._report_lost()
+            elif self.closing:
+                self.replies.nack()
+            else:
+                self._reject(f"the peer sent a handle with {len(found.fds)} descriptors")
+            return
+        self._hold(HeldLine(size, message, 0, 1, tag, options, found.fds, found.kinds))
+        self.replies.postponed += 1
+        self._drain_held()
+
+    def _release_node_handle(self, item: HeldLine) -> bool:
+        """Acknowledge a handle at its arrival, as Node does; but no more than a window of them.
+
+        The peer sends no other before its ACK, and reading goes on meanwhile.
+        """
+        fds = item.fds
+        assert fds is not None
+        deliveries = self.deliveries
+        if deliveries.waiting_descriptors >= self._limits.window and not deliveries.takes_all:
+            return False
+        try:
+            handle = self._convert(item.tag, item.options, fds, item.kinds)
+        except Refusal as refusal:
+            self._reject(str(refusal), refusal)
+        else:
+            self.replies.ack()
+            deliveries.add_handle(_received(item.message, handle), item.size)
+        self.replies.postponed -= 1
+        return True
+
+    def on_nack_time(self) -> None:
+        """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
+        if self.replies.on_time():
+            self._report_lost()
+
+    def _report_lost(self) -> None:
+        why = "a descriptor was lost: this process has no free slot (RLIMIT_NOFILE); asked again"
+        self.errors.append(RemoteProtocolError(why))
+
+    def _reject(self, why: str, error: Exception | None = None) -> None:
+        self.errors.append(error or RemoteProtocolError(why))
+        self.replies.nack()
+
+    # -- handles without descriptors -------------------------------------------------------------
+
+    def on_ask_time(self) -> None:
+        """Ask for lost descriptors again, or give the handle up that lacks them."""
+        hole = self.lost.first
+        code = self.lost.on_ask_time()
+        if hole is not None and code is not None:
+            why = "no free descriptor slot" if code == "descriptors" else "denied by the system"
+            self.errors.append(HandleError(f"refused handle {hole.sequence} of the peer: {why}"))
+            self._refuse(hole, code)
+            self.lost.next()
+
+    def _refuse(self, item: HeldLine, code: str) -> None:
+        """Give a handle back to its sender; its place in the order goes on without it."""
+        self._close(item.fds)
+        item.fds = None
+        item.is_refused = True
+        self._refuse_sequence(item.sequence, code)
+
+    def _refuse_sequence(self, sequence: int, code: str) -> None:
+        last = self.refusals[-1] if self.refusals else None
+        if last is not None and last[2] == code and int(last[0]) + int(last[1]) == sequence:  # type: ignore[call-overload]
+            last[1] = int(last[1]) + 1  # type: ignore[call-overload]
+        else:
+            self.refusals.append([sequence, 1, code])
+        self.owes = True
+
+    # -- acknowledge, then give ------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Move what may be moved: held to release, release to ready."""
+        self._drain_held()
+        self.deliveries.pump()
+
+    @property
+    def holds(self) -> bool:
+        """Whether lines wait: for descriptors, or for room among what is acknowledged."""
+        return bool(self._held)
+
+    @property
+    def cost(self) -> int:
+        """What all that was not taken is counted for, in bytes of memory."""
+        return self.deliveries.cost + self._held_bytes + MESSAGE_COST * len(self._held)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much is held as is, while nothing here waits for more."""
+        size = self.deliveries.bytes + self._held_bytes
+        count = len(self.ready) + len(self._held)
+        return size >= self._limits.held_bytes or count >= self._limits.held_messages
+
+    @property
+    def waits_for_a_reader(self) -> bool:
+        """Whether a handle of the peer waits for nothing but that others are taken."""
+        return bool(
+            self._held and self._held[0].fds is not None and self.deliveries.waiting_descriptors
+        )
+
+    def _drain_held(self) -> None:
+        held = self._held
+        while held:
+            item = held[0]
+            if item.is_refused:
+                if item.sequence:
+                    self.deliveries.drop(item.size)
+                    self._acknowledge(item.sequence, item.n_fds)
+            elif not item.sequence:
+                if item.fds is None:
+                    self._release_plain(item)
+                elif not self._release_node_handle(item):
+                    return
+            elif item.fds is None or not self._may_release(item):
+                return
+            else:
+                self._release_handle(item, item.n_fds, item.size, fds=item.fds, kinds=item.kinds)
+            held.popleft()
+            self._held_bytes -= item.size
+            self._held_internal -= envelope.is_internal(item.message)
+
+    def _may_release(self, item: HeldLine) -> bool:
+        """Say whether a whole handle at the head may be acknowledged now."""
+        if self.deliveries.may_add_handle(item.n_fds):
+            return True
+        # An internal one has a reader of its own, who takes it at once.
+        return self.listens_internal and envelope.is_internal(item.message)
+
+    def _release_plain(self, item: HeldLine) -> None:
+        if self.closing:
+            self.deliveries.drop(item.size)
+        else:
+            self.deliveries.add_plain(_received(item.message, None), item.size)
+
+    def _release_handle(
+        self,
+        line: envelope.Handle | HeldLine,
+        count: int,
+        size: int,
+        *,
+        fds: list[int],
+        kinds: list[int],
+    ) -> None:
+        sequence = line.sequence
+        try:
+            handle = self._convert(line.tag, line.options, fds, kinds)
+        except Refusal as refusal:
+            self.errors.append(refusal)
+            self._refuse_sequence(sequence, refusal.code)
+            self.deliveries.drop(size)
+        else:
+            self.deliveries.add_handle(_received(line.message, handle), size, count)
+        self._acknowledge(sequence, count)
+
+    def _acknowledge(self, sequence: int, count: int) -> None:
+        self.credit.done(sequence, count)
+        self.owes = True
+
+    # -- what to say -----------------------------------------------------------------------------
+
+    @property
+    def _granted_from(self) -> int:
+        """The bytes that count as taken, when more is to be granted."""
+        # A closing end stores nothing more, and crossing disconnects must not wait for credit. And
+        # while a local wait depends on what comes, it may come, as long as it can be held.
+        if self.closing or (self.wants_more and self.cost < self._limits.held_hard):
+            return self.credit.bytes_in
+        return self.deliveries.bytes_taken
+
+    @property
+    def grant_due(self) -> bool:
+        """Whether enough bytes became free to be worth a line."""
+        return self.credit.is_due(self._granted_from)
+
+    def take_control(self) -> dict[str, object]:
+        """Return the fields of the control line that is due now, and count them as said."""
+        fields: dict[str, object] = {}
+        if self.refusals:
+            fields["refuse"], self.refusals = self.refusals, []
+        fields.update(self.credit.say(self._granted_from))
+        if self.lost.ask is not None:
+            fields["again"], self.lost.ask = list(self.lost.ask), None
+        self.owes = False
+        return fields
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """This end disconnects: refuse what is held and what still comes."""
+        for item in self._held:
+            if item.is_refused:
+                continue
+            if item.sequence:
+                self._refuse(item, "closing")
+            elif item.fds is not None:
+                self._close(item.fds)
+                item.fds, item.is_refused = None, True
+                self.replies.postponed -= 1
+                self.replies.nack()
+        self.lost.close()
+        self._drain_held()  # messages among them have arrived, and stay readable
+        self.closing = True
+        self.replies.close()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more is to be said or released."""
+        return self.deliveries.settled and self.replies.settled and not (self.owes or self.refusals)
+
+    def settle(self, *, deliver_unacked: bool) -> None:
+        """Nothing more comes: give what arrived whole, close what is not ours.
+
+        Args:
+            deliver_unacked: True if the sender cannot have handles back: it speaks node and never
+                takes one back, or it is known to be dead.
+        """
+        self.deliveries.settle(deliver_unacked=deliver_unacked)
+        whole = deliver_unacked and not self.closing
+        held = self._held
+        try:
+            while held:
+                item = held.popleft()
+                whole = whole and (not item.sequence or item.fds is not None)
+                self._settle_held(item, whole)
+        finally:
+            for item in held:  # a signal handler raised in a conversion
+                self._close(item.fds)
+            held.clear()
+            self._held_bytes = 0
+        self.pairing.close()
+        self.lost.close()
+        self.replies.nack_at = None
+
+    def _settle_held(self, item: HeldLine, deliver_handle: bool) -> None:
+        handle = None
+        if item.fds is not None:
+            if not deliver_handle:
+                self._close(item.fds)
+                return
+            try:
+                handle = self._convert(item.tag, item.options, item.fds, item.kinds)
+            except Refusal as refusal:
+                self.errors.append(refusal)
+                return
+        elif item.sequence:
+            return
+        if not self.closing:
+            self.deliveries.add_plain(_received(item.message, handle), item.size)
+
+    def _close(self, fds: list[int] | None) -> None:
+        for fd in fds or ():
+            self._system.close(fd)
+
+
+def _received(message: JSON, handle: object) -> Received:
+    return Internal((message, handle)) if envelope.is_internal(message) else (message, handle)

@@ -1,0 +1,1 @@
+"""What the kernel and the peer see: system calls, lines, and how each line is spelled."""
