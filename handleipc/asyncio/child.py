@@ -304,7 +304,7 @@ class Child(Channel):
     def _dismiss_keeper(self) -> None:
         """Kept, since the process may outlive the channel."""
 
-    def give_up(self) -> None:
+    def _abandon(self) -> None:
         """End a child that was not wholly started: kill it, and close all that belongs to it."""
         if self._is_copy:
             return  # the original goes on starting it

@@ -118,7 +118,7 @@ class Connection(BaseConnection):
         protocol = protocol_factory()
         sock = self._to_socket()
         copy = _copy(sock.fileno())
-        stand_in = StandIn(self.take_head())
+        stand_in = StandIn(self._take_head())
         try:
             clear_linger(sock)  # uvloop closes the descriptor itself, and asks nobody
             await loop.connect_accepted_socket(lambda: stand_in, sock)
@@ -137,9 +137,9 @@ class Connection(BaseConnection):
     def _undo(self, error: BaseException, sock: Socket, stand_in: StandIn, copy: int) -> None:
         """Be what it was before ``start``, if there is a copy of the descriptor."""
         if copy >= 0:
-            self.group, sock.group = sock.group, None
+            self._group, sock._group = sock._group, None
             self._head = stand_in.received
-            self.restore(copy)
+            self._restore(copy)
         if stand_in.transport is not None:
             stand_in.abort()
         elif isinstance(error, Exception):
@@ -171,7 +171,7 @@ class Connection(BaseConnection):
         except OSError:
             self.close()
             raise
-        self.take_head()
+        self._take_head()
         try:
             rest = rest[_send_now(sock, rest) :]
             if rest:

@@ -60,7 +60,7 @@ class Listener(Emitter):
         self._sock = sock
         self._address = sock.getsockname()
         # The key is opaque to Node, whose own collide for port 0 (node-wire.md fact 11).
-        self.group = Group(
+        self._group = Group(
             f"handleipc:{os.getpid()}:{next(_serials)}:{self._address}",
             post=self._post,
         )
@@ -112,7 +112,7 @@ class Listener(Emitter):
         """Go on in another loop, where nothing is watched or timed yet."""
         self._is_watching = False
         self._reader = self._short = None
-        self.group.take_closes()  # of which the last loop heard nothing any more
+        self._group.take_closes()  # of which the last loop heard nothing any more
         if self._is_stopping and not self.closed:
             self._drain()
 
@@ -141,7 +141,7 @@ class Listener(Emitter):
     @property
     def connections(self) -> int:
         """Connections of this server that are open in this process."""
-        return self.group.local
+        return self._group.local
 
     @property
     def waiting(self) -> int:
@@ -261,10 +261,10 @@ class Listener(Emitter):
 
     def _admit(self, fd: int, raw_peer: bytes) -> None:
         """Let one in, or drop it: it ends with somebody who takes it, or closed."""
-        connection = Connection(fd, self._kind, group=self.group, raw_peer=raw_peer)
-        self.group.opened_here()
+        connection = Connection(fd, self._kind, group=self._group, raw_peer=raw_peer)
+        self._group.opened_here()
         most = self._max_connections
-        if most is None or self.group.known <= most:
+        if most is None or self._group.known <= most:
             self._untaken.append(connection)
             return
         try:

@@ -212,7 +212,7 @@ async def spawn(
     except BaseException:
         # Cancelled or failed half way: nothing of the child stays.
         if child is not None:
-            child.give_up()
+            child._abandon()
         else:
             close_quietly(ours)
             if process is not None:

@@ -115,7 +115,7 @@ class Server(Listener):
         """
         self._enter()
         answered = asyncio.Event()
-        tally = self.group.count(lambda _: answered.set())
+        tally = self._group.count(lambda _: answered.set())
         try:
             async with asyncio.timeout(timeout):
                 await answered.wait()
@@ -228,7 +228,7 @@ class Server(Listener):
 
     def _has_stopped(self) -> None:
         with contextlib.ExitStack() as steps:
-            steps.callback(self.group.when_empty, self._on_empty)
+            steps.callback(self._group.when_empty, self._on_empty)
             steps.callback(self._closed.set)
             steps.callback(self._wake)
 
@@ -240,7 +240,7 @@ class Server(Listener):
         elif unlink and self._sock.family == stdlib_socket.AF_UNIX:
             remove_socket(self._address)
 
-    def transfer(self, pending: Held) -> None:
+    def _transfer(self, pending: Held) -> None:
         """Have the listener stop here when the peer has it. Used by ``send(transfer=True)``.
 
         The path of a Unix socket stays: the peer goes on accepting there. It is told if nobody else
@@ -257,7 +257,7 @@ class Server(Listener):
     def _at_once(self) -> int:
         return 1 if self.shared else self._most
 
-    def share(self, lists: SocketLists, options: Options | None = None) -> None:
+    def _share(self, lists: SocketLists, options: Options | None = None) -> None:
         """The process behind a channel has the listener, too. Used by channels.
 
         Args:
@@ -282,7 +282,7 @@ class Server(Listener):
         return any(not one.has_ended for one in self._sharers)
 
     def _on_empty(self) -> None:
-        for one in list(self.group.lists):
+        for one in list(self._group.lists):
             one.forget()
         self._emptied.set()
 

@@ -58,12 +58,12 @@ class TrackingDriver(Driver):
         """Prepare a handle to be sent. Raises as ``send``."""
         pending = _prepare(handle, keep_open)
         if isinstance(handle, Server):
-            pending.on_handed_on = partial(handle.share, self.lists)
+            pending.on_handed_on = partial(handle._share, self.lists)
         if transfer:
             if not (isinstance(handle, Server) and isinstance(pending, Held)):
                 pending.returned()
                 raise UnsupportedHandle("transfer=True is for a Server: others have no listener")
-            handle.transfer(pending)
+            handle._transfer(pending)
         if not keep_open and pending.tag == NET_SOCKET:
             self._follow(handle, pending)
         if pending.native_only and not self._protocol.may_become_native:
@@ -73,13 +73,13 @@ class TrackingDriver(Driver):
 
     def _follow(self, handle: object, pending: PendingHandle) -> None:
         """Have a connection that is to be sent counted at the peer, once it is the peer's."""
-        group = getattr(handle, "group", None)
+        group = getattr(handle, "_group", None)
         if group is not None:
             pending.on_handed_on = partial(self._handed_on, handle, group)
 
     def _handed_on(self, handle: Any, group: Group) -> None:
         """The peer owns a connection that was counted here: it counts there from now on."""
-        handle.group = None
+        handle._group = None
         reports = self._protocol.incoming.native
         group.handed_on(self.lists.sender(group, reports=reports))
 
@@ -88,13 +88,13 @@ class TrackingDriver(Driver):
     ) -> object:
         handle = default_registry.convert(tag, options, fds, kinds)
         if isinstance(handle, Server):
-            handle.share(self.lists, options)
+            handle._share(self.lists, options)
         if options is None:
             return handle
         key = options.get("key")
         if is_key(key) and isinstance(handle, BaseConnection):
-            handle.group = self.lists.receiver(key)
-            handle.group.opened_here()
+            handle._group = self.lists.receiver(key)
+            handle._group.opened_here()
         return handle
 
     def _attach(self) -> None:

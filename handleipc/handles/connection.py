@@ -113,11 +113,11 @@ class Socket(stdlib_socket.socket):
             ``"net.BoundSocket"``, ``"dgram.Socket"`` or ``"dgram.Native"``; None of any other.
     """
 
-    __slots__ = ("_resets", "group", "has_read", "tag")
+    __slots__ = ("_group", "_resets", "has_read", "tag")
 
     tag: str | None
     # What counts it, or None. It is counted down on detach too: uvloop ends sockets that way.
-    group: Group | None
+    _group: Group | None
     # Whether any byte was read through this object.
     has_read: bool
 
@@ -131,7 +131,7 @@ class Socket(stdlib_socket.socket):
                 super().detach()  # the caller's still, however far it came
             raise
         self.tag = None
-        self.group = None
+        self._group = None
         self.has_read = False
         self._resets = False
 
@@ -231,7 +231,7 @@ class Socket(stdlib_socket.socket):
             super().close()
         except OSError:
             pass  # the number is free
-        if self.group is not None and self.fileno() < 0:
+        if self._group is not None and self.fileno() < 0:
             self._count_down()
 
     def detach(self) -> int:
@@ -241,7 +241,7 @@ class Socket(stdlib_socket.socket):
         return fd
 
     def _count_down(self) -> None:
-        group, self.group = self.group, None
+        group, self._group = self._group, None
         if group is not None:
             group.closed_here()
 
@@ -282,7 +282,7 @@ class BaseConnection(DescriptorOwner):
         head: bytes already read from it, which whoever reads it next gets first.
     """
 
-    __slots__ = ("_head", "_kind", "_raw_peer", "group")
+    __slots__ = ("_group", "_head", "_kind", "_raw_peer")
 
     tag: ClassVar[str] = "net.Socket"
     """What it travels as."""
@@ -303,7 +303,7 @@ class BaseConnection(DescriptorOwner):
         self._kind = kind
         self._raw_peer = raw_peer
         self._head = head
-        self.group = group
+        self._group = group
 
     @classmethod
     def from_socket(cls, sock: stdlib_socket.socket) -> Self:
@@ -337,7 +337,7 @@ class BaseConnection(DescriptorOwner):
         os.set_blocking(fd, False)
         group = None
         if isinstance(sock, Socket):
-            group, sock.group = sock.group, None
+            group, sock._group = sock._group, None
         return cls(sock.detach(), kind, group=group)
 
     @property
@@ -350,7 +350,7 @@ class BaseConnection(DescriptorOwner):
         """Bytes of the connection that were read before it was handed over, not yet taken."""
         return self._head
 
-    def take_head(self) -> bytes:
+    def _take_head(self) -> bytes:
         """Return ``head`` and forget it: the caller must give these bytes to the reader first."""
         head, self._head = self._head, b""
         return head
@@ -419,13 +419,13 @@ class BaseConnection(DescriptorOwner):
         if self._head:
             raise DescriptorReleased(
                 f"{len(self._head)} bytes of this connection were read before it was handed over:"
-                " use open() or start(), or take_head() first"
+                " use open() or start(), or _take_head() first"
             )
 
     def _to_socket(self) -> Socket:
         sock = own(self.fileno(), self._kind)
         sock.tag = self.tag
-        sock.group, self.group = self.group, None
+        sock._group, self._group = self._group, None
         super().detach()
         return sock
 
@@ -438,6 +438,6 @@ class BaseConnection(DescriptorOwner):
             sock.detach()
 
     def _released(self) -> None:
-        group, self.group = self.group, None
+        group, self._group = self._group, None
         if group is not None:
             group.closed_here()

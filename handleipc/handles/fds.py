@@ -99,17 +99,17 @@ class DescriptorOwner:
 
     # -- used by the channel while it hands the descriptor over --------------------------------
 
-    def move(self) -> int:
+    def _move(self) -> int:
         """Take the descriptor out for the journey; only ``moved`` or ``restore`` may follow."""
         fd = self.fileno()
         self._fd = MOVING
         return fd
 
-    def restore(self, fd: int) -> None:
+    def _restore(self, fd: int) -> None:
         """Put the descriptor back: it was not delivered."""
         self._fd = fd
 
-    def moved(self) -> None:
+    def _moved(self) -> None:
         """Forget it: another process owns it, and our copy has been closed."""
         self._fd = MOVED
 

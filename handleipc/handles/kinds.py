@@ -219,7 +219,7 @@ def prepare_connection(connection: BaseConnection, keep_open: bool) -> PendingHa
     One that stays open here is counted here, so it travels without its key: Node counts it twice.
     Bytes that were read already go along, which only a native peer understands.
     """
-    group, head = None if keep_open else connection.group, connection.head
+    group, head = None if keep_open else connection._group, connection.head
     options = b"" if group is None else _spell_key(group.key)
     native_only = bool(head)
     if head:
@@ -280,7 +280,7 @@ def prepare_socket(sock: socket.socket, keep_open: bool) -> PendingHandle:
         return prepare_held(sock, NET_SERVER, sock)
     if is_stream(kind):
         _refuse_unconnected(sock)
-        group = getattr(sock, "group", None)
+        group = getattr(sock, "_group", None)
         options = _spell_key(group.key) if group is not None and not keep_open else b""
         return prepare_held(sock, NET_SOCKET, sock, options, None if keep_open else _closer(sock))
     if _is_udp(kind):

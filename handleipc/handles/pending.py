@@ -98,7 +98,7 @@ class Moved(PendingHandle):
         native_only: bool = False,
     ) -> None:
         super().__init__(handle, tag, options, native_only)
-        self._fd = handle.move()
+        self._fd = handle._move()
 
     @property
     def is_given_away(self) -> bool:
@@ -114,13 +114,13 @@ class Moved(PendingHandle):
         if self.on_handed_on is not None:
             self.on_handed_on()
         fd, self._fd = self._fd, -1
-        self.handle.moved()
+        self.handle._moved()
         discard(fd)
 
     def returned(self) -> None:
         """Give the descriptor back to its owner."""
         if self._fd >= 0:
-            self.handle.restore(self._fd)
+            self.handle._restore(self._fd)
             self._fd = -1
 
     def __del__(self) -> None:
@@ -129,7 +129,7 @@ class Moved(PendingHandle):
             text = f"{self.handle!r} was dropped on its way"
             discard(self._fd)
             self._fd = -1
-            self.handle.moved()
+            self.handle._moved()
             # Last, since a filter may turn it into an exception.
             warnings.warn(text, ResourceWarning, stacklevel=2)
 

@@ -199,7 +199,7 @@ async def test_every_way_to_end_counts_down(how: str) -> None:
         await here.send("c", await anext(server))
         _, connection = await there.recv()
         assert await server.get_connections() == 1
-        assert server.group.known == 1
+        assert server._group.known == 1
         if how == "close":
             connection.close()
         elif how == "detach":
@@ -237,7 +237,7 @@ def known_is(server, count: int):
     """Whether what peers have reported makes so many."""
 
     async def check() -> bool:
-        return server.group.known == count
+        return server._group.known == count
 
     return check
 
@@ -271,7 +271,7 @@ async def test_forwarded_on_by_the_receiver() -> None:
         await on.send("on", first)
         _, far = await there.recv()
         assert await server.get_connections() == 2
-        assert server.group.known == 2
+        assert server._group.known == 2
         far.close()
         await until(known_is(server, 1))
         assert await server.get_connections() == 1

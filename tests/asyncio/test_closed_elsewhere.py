@@ -177,5 +177,5 @@ async def test_many_threads_many_reports(switching: None) -> None:
         async with asyncio.timeout(20):
             await one.wait_closed()
             await two.wait_closed()
-        assert (one.group.known, two.group.known) == (0, 0)
-        assert (one.group.moved, two.group.moved) == (0, 0)
+        assert (one._group.known, two._group.known) == (0, 0)
+        assert (one._group.moved, two._group.moved) == (0, 0)

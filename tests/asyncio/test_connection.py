@@ -500,7 +500,7 @@ async def test_start_that_fails(where: str, grouped: bool) -> None:
         if protocols:
             await until(lambda: protocols[0].events[-1] == "lost")
         assert not served.closed
-        assert served.group is group
+        assert served._group is group
         assert group is None or group.local == 1
         client.send(b"more")
         reader, writer = await served.open()
@@ -551,7 +551,7 @@ async def test_start_where_the_loop_refuses(monkeypatch: pytest.MonkeyPatch) -> 
             with pytest.raises(RuntimeError, match="no more"):
                 await served.start(Collector)
         assert served.head == b"head"
-        assert served.take_head() == b"head"
+        assert served._take_head() == b"head"
         served.socket().close()
         assert not is_open(client)
 

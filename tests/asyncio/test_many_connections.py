@@ -157,7 +157,7 @@ class Crowd:
             while (count := await self.count()) != expected:
                 assert count > expected
                 await asyncio.sleep(0.005)
-        await until(lambda: self.server.group.known == expected, "what is known")
+        await until(lambda: self.server._group.known == expected, "what is known")
 
     async def close(self) -> None:
         self.server.close()
@@ -196,7 +196,7 @@ async def test_ten_thousand(program: Program, many_descriptors: None) -> None:
     rng.shuffle(numbers)
     await crowd.close_some(numbers, rng)
     await crowd.counts_are(0)
-    assert (crowd.server.connections, crowd.server.group.known) == (0, 0)
+    assert (crowd.server.connections, crowd.server._group.known) == (0, 0)
     assert not crowd.clients
     for child in crowd.children:
         await child.send({"report": True})
@@ -258,7 +258,7 @@ async def test_children_killed_while_they_are_given_connections(
         crowd.clients.popitem()[1].close()
     await crowd.close()
     await asyncio.wait_for(crowd.server.wait_closed(), 10)
-    assert crowd.server.group.known == 0
+    assert crowd.server._group.known == 0
 
 
 async def test_memory(

@@ -333,9 +333,9 @@ async def test_an_interrupted_write_is_not_repeated() -> None:
         await turns()
         real = channel._link.write
 
-        def write(stage: Any) -> Any:
+        def write(*stage: Any) -> Any:
             channel._link.write = real  # type: ignore[method-assign]
-            real(stage)
+            real(*stage)
             raise Interrupt
 
         channel._link.write = write  # type: ignore[method-assign]
@@ -538,7 +538,7 @@ async def test_nonsense_is_cut() -> None:
         await sent
         errors = Recorder()
         channel.on("error", errors)
-        key = server.group.key
+        key = server._group.key
         answer = [0, {"cmd": "NODE_SOCKET_COUNT", "key": key, "count": [1] * 100_000}]
         await write_all(peer, json.dumps(answer, separators=(",", ":")).encode() + b"\n")
         ((error,),) = await errors.next()

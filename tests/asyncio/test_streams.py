@@ -33,8 +33,8 @@ async def accepted() -> AsyncIterator[tuple[socket.socket, handleipc.Connection]
         client = socket.create_connection(server.sockname, timeout=10)
         with client:
             connection = await anext(server)
-            connection.group = None
-            server.group.closed_here()  # these tests do not count
+            connection._group = None
+            server._group.closed_here()  # these tests do not count
             yield client, connection
 
 
@@ -200,8 +200,8 @@ async def test_head_must_be_taken() -> None:
         with pytest.raises(DescriptorReleased, match="4 bytes"):
             arrived.socket()
         assert not arrived.closed
-        assert arrived.take_head() == b"head"
-        assert (arrived.head, arrived.take_head()) == (b"", b"")
+        assert arrived._take_head() == b"head"
+        assert (arrived.head, arrived._take_head()) == (b"", b"")
         await echo_once(client, arrived)
 
 
@@ -244,7 +244,7 @@ async def test_large_head() -> None:
         await a.send("writer", writer)
         _, arrived = await b.recv()
         assert arrived.head == data
-        arrived.take_head()
+        arrived._take_head()
         await echo_once(client, arrived)
 
 

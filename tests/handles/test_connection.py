@@ -66,7 +66,7 @@ def test_addresses(tcp: Tcp) -> None:
         assert connection.family is socket.AF_INET
         assert connection.peername == client.getsockname()
         assert connection.sockname == client.getpeername()
-        assert connection.group is None
+        assert connection._group is None
 
 
 def test_peername_that_accept_gave_along(tcp: Tcp) -> None:
@@ -150,8 +150,8 @@ def test_head_is_peeked_first(tcp: Tcp) -> None:
     with connect(head=b"first") as connection:
         assert connection.head == b"first"
         assert connection.peek(2) == b"fi"
-        assert connection.take_head() == b"first"
-        assert (connection.head, connection.take_head()) == (b"", b"")
+        assert connection._take_head() == b"first"
+        assert (connection.head, connection._take_head()) == (b"", b"")
 
 
 def test_head_is_never_lost(tcp: Tcp) -> None:
@@ -162,7 +162,7 @@ def test_head_is_never_lost(tcp: Tcp) -> None:
             with pytest.raises(DescriptorReleased, match="3 bytes of this connection were read"):
                 take()
         assert not connection.closed
-        connection.take_head()
+        connection._take_head()
         connection.socket().close()
 
 
@@ -245,7 +245,7 @@ def test_from_socket_that_counts(tcp: Tcp, group: Group) -> None:
     _, connect = tcp
     sock = connect(group=group).socket()
     with BaseConnection.from_socket(sock) as connection:
-        assert (connection.group, group.local) == (group, 1)
+        assert (connection._group, group.local) == (group, 1)
     assert group.local == 0
 
 
@@ -430,7 +430,7 @@ def test_end_is_counted_once(tcp: Tcp, group: Group, end: str) -> None:
     """However the connection ends here, it is counted down exactly once."""
     _, connect = tcp
     connection = connect(group=group)
-    assert connection.group is group
+    assert connection._group is group
     fd = connection.fileno()
     if end == "drop":
         with pytest.warns(ResourceWarning, match="unclosed <BaseConnection"):
@@ -440,7 +440,7 @@ def test_end_is_counted_once(tcp: Tcp, group: Group, end: str) -> None:
     getattr(connection, end)()
     if end == "detach":
         os.close(fd)
-    assert (group.local, connection.group) == (0, None)
+    assert (group.local, connection._group) == (0, None)
     connection.close()
     assert group.local == 0
 
@@ -449,7 +449,7 @@ def test_end_is_not_counted_while_it_travels(tcp: Tcp, group: Group) -> None:
     """A connection on its way counts as open here until it comes back and ends."""
     _, connect = tcp
     connection = connect(group=group)
-    connection.restore(connection.move())
+    connection._restore(connection._move())
     assert group.local == 1
     connection.close()
     assert group.local == 0

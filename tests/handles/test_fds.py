@@ -144,15 +144,15 @@ def test_move_then_moved() -> None:
     """A descriptor on its way is out of reach; once delivered it is another process's."""
     fd = new_fd()
     owner = FileDescriptor(fd)
-    assert owner.move() == fd
+    assert owner._move() == fd
     assert owner.closed
-    for use in (owner.fileno, owner.close, owner.detach, owner.move):
+    for use in (owner.fileno, owner.close, owner.detach, owner._move):
         with pytest.raises(DescriptorReleased, match="on its way to another process"):
             use()
     os.close(fd)
-    owner.moved()
+    owner._moved()
     owner.close()
-    for use in (owner.fileno, owner.detach, owner.move):
+    for use in (owner.fileno, owner.detach, owner._move):
         with pytest.raises(DescriptorReleased, match="was handed to another process"):
             use()
 
@@ -161,7 +161,7 @@ def test_move_then_restore() -> None:
     """A descriptor that was not delivered is the owner's again."""
     fd = new_fd()
     owner = FileDescriptor(fd)
-    owner.restore(owner.move())
+    owner._restore(owner._move())
     assert owner.fileno() == fd
     owner.close()
     assert not is_open(fd)
@@ -171,9 +171,9 @@ def test_context_manager_left_during_a_move() -> None:
     """A block that is left while the descriptor travels neither raises nor closes."""
     fd = new_fd()
     with FileDescriptor(fd) as owner:
-        owner.move()
+        owner._move()
     assert is_open(fd)
-    owner.restore(fd)
+    owner._restore(fd)
     owner.close()
 
 
@@ -188,7 +188,7 @@ def test_use_after_the_end(end: object, reason: str) -> None:
     """Each misuse names the type and what became of the descriptor."""
     owner = FileDescriptor(fd := new_fd())
     end(owner)  # type: ignore[operator]
-    for use in (owner.fileno, owner.detach, owner.move):
+    for use in (owner.fileno, owner.detach, owner._move):
         with pytest.raises(DescriptorReleased) as caught:
             use()
         assert str(caught.value) == f"this FileDescriptor {reason}"
@@ -200,14 +200,14 @@ def test_repr_in_every_state() -> None:
     """The representation says where the descriptor is."""
     owner = FileDescriptor(fd := new_fd())
     assert repr(owner) == f"<FileDescriptor fd={fd}>"
-    owner.move()
+    owner._move()
     assert repr(owner) == "<FileDescriptor is on its way to another process>"
-    owner.moved()
+    owner._moved()
     assert repr(owner) == "<FileDescriptor was handed to another process>"
-    owner.restore(fd)
+    owner._restore(fd)
     owner.detach()
     assert repr(owner) == "<FileDescriptor was detached>"
-    owner.restore(fd)
+    owner._restore(fd)
     owner.close()
     assert repr(owner) == "<FileDescriptor is closed>"
 
@@ -222,8 +222,8 @@ def test_released_is_called_once() -> None:
         if end == "detach":
             os.close(fd)
     owner = Counted(new_fd())
-    os.close(owner.move())
-    owner.moved()
+    os.close(owner._move())
+    owner._moved()
     assert owner.releases == 0
 
 
@@ -255,12 +255,12 @@ def test_drop_of_open_owner_where_warnings_are_errors(monkeypatch: pytest.Monkey
 
 def test_drop_after_the_end_is_silent() -> None:
     """An owner that ended is dropped without a word."""
-    for end in ("close", "move"):
+    for end in ("close", "_move"):
         owner = FileDescriptor(fd := new_fd())
         getattr(owner, end)()
         del owner
         gc.collect()
-        if end == "move":
+        if end == "_move":
             os.close(fd)
 
 

@@ -109,7 +109,7 @@ def is_closed_on_delivery(pending: PendingHandle, sock: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
-def test_pend_connected_socket(keep_open: bool) -> None:
+def test_prepare_connected_socket(keep_open: bool) -> None:
     """A connected stream socket is a net.Socket, closed at the acknowledgement unless kept."""
     for pair in (tcp_pair(), ExitStack()):
         with pair as found:
@@ -128,7 +128,7 @@ def test_pend_connected_socket(keep_open: bool) -> None:
 
 
 @pytest.mark.parametrize(("keep_open", "options"), [(False, b'{"key":"k"}'), (True, b"")])
-def test_pend_counted_socket(
+def test_prepare_counted_socket(
     connection: Callable[..., BaseConnection], keep_open: bool, options: object
 ) -> None:
     """A socket that took a server's connection over travels with the key, unless it stays."""
@@ -140,7 +140,7 @@ def test_pend_counted_socket(
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
-def test_pend_listening_socket(tmp_path: Path, keep_open: bool) -> None:
+def test_prepare_listening_socket(tmp_path: Path, keep_open: bool) -> None:
     """A listener is a net.Server and stays the caller's."""
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(tmp_path / "socket"))
@@ -155,7 +155,7 @@ def test_pend_listening_socket(tmp_path: Path, keep_open: bool) -> None:
     ("family", "host", "spelled"),
     [(socket.AF_INET, "127.0.0.1", "udp4"), (socket.AF_INET6, "::1", "udp6")],
 )
-def test_pend_udp_socket(family: socket.AddressFamily, host: str, spelled: str) -> None:
+def test_prepare_udp_socket(family: socket.AddressFamily, host: str, spelled: str) -> None:
     """A bound UDP socket is a dgram.Socket with its type beside it, and stays the caller's."""
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         with pytest.raises(UnsupportedHandle, match="not bound"):
@@ -172,7 +172,7 @@ def test_pend_udp_socket(family: socket.AddressFamily, host: str, spelled: str) 
         assert not is_closed_on_delivery(pending, sock)
 
 
-def test_pend_socket_that_is_not_connected() -> None:
+def test_prepare_socket_that_is_not_connected() -> None:
     """A stream socket that is neither connected nor listening cannot be sent."""
     with socket.socket() as fresh, socket.socket(socket.AF_UNIX) as unix:
         for sock in (fresh, unix):
@@ -180,7 +180,7 @@ def test_pend_socket_that_is_not_connected() -> None:
                 prepare_socket(sock, False)
 
 
-def test_pend_bare_bound_socket(tmp_path: Path) -> None:
+def test_prepare_bare_bound_socket(tmp_path: Path) -> None:
     """A bound socket is refused, in words that say which Node knows the kind, and how to send it."""
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", 0))
@@ -190,7 +190,7 @@ def test_pend_bare_bound_socket(tmp_path: Path) -> None:
                 prepare_socket(sock, False)
 
 
-def test_pend_socket_that_its_client_has_reset() -> None:
+def test_prepare_socket_that_its_client_has_reset() -> None:
     """The handle is no wrong one: the error says what became of its client, and gives it back."""
     for linger in (RESET, None):
         with tcp_pair() as (client, server):
@@ -205,7 +205,7 @@ def test_pend_socket_that_its_client_has_reset() -> None:
             assert server.fileno() >= 0
 
 
-def test_pend_socket_that_still_connects() -> None:
+def test_prepare_socket_that_still_connects() -> None:
     """A socket that waits for the answer to its first packet is not connected, and not reset."""
     with socket.socket() as listener, socket.socket() as filler, socket.socket() as sock:
         listener.bind(("127.0.0.1", 0))
@@ -229,7 +229,7 @@ def until_hung_up(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
-def test_pend_socket_that_was_blocking(keep_open: bool) -> None:
+def test_prepare_socket_that_was_blocking(keep_open: bool) -> None:
     """The object is told that it does not block any more, and blocks again if it comes back."""
     with tcp_pair() as (client, server):
         pending = prepare_socket(server, keep_open)
@@ -244,7 +244,7 @@ def test_pend_socket_that_was_blocking(keep_open: bool) -> None:
         pending.returned()
 
 
-def test_pend_socket_does_not_linger() -> None:
+def test_prepare_socket_does_not_linger() -> None:
     """The peer that has it may have set it to linger: our copy is closed without waiting."""
     with tcp_pair() as (_, server), server.dup() as copy:
         pending = prepare_socket(server, False)
@@ -258,7 +258,7 @@ def test_pend_socket_does_not_linger() -> None:
         pending.delivered()
 
 
-def test_pend_socket_that_is_closed() -> None:
+def test_prepare_socket_that_is_closed() -> None:
     """A closed socket cannot be sent, whoever closed it."""
     sock = socket.socket()
     sock.close()
@@ -273,7 +273,7 @@ def test_pend_socket_that_is_closed() -> None:
 
 
 @pytest.mark.parametrize("type", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-def test_pend_socket_of_another_family(type: socket.SocketKind) -> None:
+def test_prepare_socket_of_another_family(type: socket.SocketKind) -> None:
     """Other sockets have no word on the wire; the message says what to do."""
     a, b = socket.socketpair(socket.AF_UNIX, type)
     with a, b, pytest.raises(UnsupportedHandle, match="wrap its descriptor in a FileDescriptor"):
@@ -292,7 +292,7 @@ def tls() -> Iterator[ssl.SSLSocket]:
             yield wrapped
 
 
-def test_pend_tls_socket(tls: ssl.SSLSocket) -> None:
+def test_prepare_tls_socket(tls: ssl.SSLSocket) -> None:
     """A TLS socket cannot be sent, wrapped or not: its keys live here."""
     with pytest.raises(UnsupportedHandle, match="TLS"):
         prepare_socket(tls, False)
@@ -300,7 +300,7 @@ def test_pend_tls_socket(tls: ssl.SSLSocket) -> None:
         prepare_native(Native(tls), False)
 
 
-def test_pend_reads_the_number_when_it_is_written(pair: tuple[socket.socket, ...]) -> None:
+def test_prepare_reads_the_number_when_it_is_written(pair: tuple[socket.socket, ...]) -> None:
     """A socket that was closed while it waited is not sent, nor what has its number now."""
     sock = pair[0]
     pending = prepare_socket(sock, False)
@@ -338,7 +338,7 @@ def test_native_wraps_an_object() -> None:
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
-def test_pend_native(pair: tuple[socket.socket, ...], keep_open: bool) -> None:
+def test_prepare_native(pair: tuple[socket.socket, ...], keep_open: bool) -> None:
     """Stream sockets, listeners and FIFOs are net.Native, UDP is dgram.Native; all stay open."""
     reading, writing = os.pipe()
     with (
@@ -361,7 +361,7 @@ def test_pend_native(pair: tuple[socket.socket, ...], keep_open: bool) -> None:
             assert source.fileno() >= 0
 
 
-def test_pend_native_of_what_node_aborts_on() -> None:
+def test_prepare_native_of_what_node_aborts_on() -> None:
     """Files and other sockets are refused: a Node peer would not survive them."""
     a, b = socket.socketpair(type=socket.SOCK_SEQPACKET)
     with FileDescriptor(os.memfd_create("file")) as file, a, b:
@@ -371,7 +371,7 @@ def test_pend_native_of_what_node_aborts_on() -> None:
             assert repr(source) in str(caught.value)
 
 
-def test_pend_native_that_is_closed() -> None:
+def test_prepare_native_that_is_closed() -> None:
     """What is wrapped must be open."""
     with pytest.raises(UnsupportedHandle, match="this object is closed"):
         prepare_native(Native(Source(-1)), False)
@@ -379,7 +379,7 @@ def test_pend_native_that_is_closed() -> None:
         prepare_native(Native(Source(10**6)), False)
 
 
-def test_pend_native_that_was_blocking() -> None:
+def test_prepare_native_that_was_blocking() -> None:
     """What is wrapped stays the caller's: it knows that it does not block, or blocks again."""
     reading, writing = os.pipe()
     with tcp_pair() as (_, server), FileDescriptor(reading) as fifo, FileDescriptor(writing):
@@ -396,7 +396,7 @@ def test_pend_native_that_was_blocking() -> None:
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
-def test_pend_bound(tmp_path: Path, keep_open: bool) -> None:
+def test_prepare_bound(tmp_path: Path, keep_open: bool) -> None:
     """A bound socket travels, and is closed here unless kept; with a path to handleipc alone."""
     for family, address in (
         (socket.AF_INET, ("127.0.0.1", 0)),
@@ -418,7 +418,7 @@ def test_pend_bound(tmp_path: Path, keep_open: bool) -> None:
             assert sock.fileno() < 0
 
 
-def test_pend_bound_of_other_sockets(pair: tuple[socket.socket, ...]) -> None:
+def test_prepare_bound_of_other_sockets(pair: tuple[socket.socket, ...]) -> None:
     """Only a stream socket that is bound, and no more than that, is one."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -455,7 +455,7 @@ def connection() -> Iterator[Callable[..., BaseConnection]]:
 
 
 @pytest.mark.parametrize(("group", "options"), [(None, b""), (Group("k"), b'{"key":"k"}')])
-def test_pend_connection_moves_it(
+def test_prepare_connection_moves_it(
     connection: Callable[..., BaseConnection], group: Group | None, options: object
 ) -> None:
     """A connection leaves with its server's key, and is out of reach meanwhile."""
@@ -471,7 +471,7 @@ def test_pend_connection_moves_it(
     ours.close()
 
 
-def test_pend_connection_lends_it(connection: Callable[..., BaseConnection]) -> None:
+def test_prepare_connection_lends_it(connection: Callable[..., BaseConnection]) -> None:
     """With keep_open the connection stays usable and counted here, and travels without a key."""
     ours = connection(group=Group("k"))
     pending = kinds.prepare_connection(ours, True)
@@ -484,7 +484,7 @@ def test_pend_connection_lends_it(connection: Callable[..., BaseConnection]) -> 
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
-def test_pend_connection_that_is_closed(
+def test_prepare_connection_that_is_closed(
     connection: Callable[..., BaseConnection], keep_open: bool
 ) -> None:
     """A closed connection is refused at once."""
@@ -495,7 +495,7 @@ def test_pend_connection_that_is_closed(
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
-def test_pend_connection_with_bytes_already_read(
+def test_prepare_connection_with_bytes_already_read(
     connection: Callable[..., BaseConnection], keep_open: bool
 ) -> None:
     """Bytes that were read before travel with the connection, which Node has no word for."""
@@ -521,7 +521,7 @@ def test_unread_that_makes_no_sense(options: dict[str, object] | None) -> None:
 
 
 @pytest.mark.parametrize("keep_open", [False, True])
-def test_pend_fd(keep_open: bool) -> None:
+def test_prepare_fd(keep_open: bool) -> None:
     """A FileDescriptor travels between two ends of this package only, moved or lent."""
     owner = FileDescriptor(fd := os.memfd_create("file"))
     pending = kinds.prepare_fd(owner, keep_open)

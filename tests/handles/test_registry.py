@@ -83,7 +83,7 @@ def registry() -> Registry:
 
 
 @pytest.mark.parametrize("python_type", [Log, NamedLog])
-def test_pend_registered_type(registry: Registry, python_type: type[Log]) -> None:
+def test_prepare_registered_type(registry: Registry, python_type: type[Log]) -> None:
     """An object of a registered type, or of a subclass, travels by its conversion."""
     log = python_type("name")
     pending = registry.prepare(log, False)
@@ -94,7 +94,7 @@ def test_pend_registered_type(registry: Registry, python_type: type[Log]) -> Non
     assert all(file.closed for file in log.files)
 
 
-def test_pend_with_keep_open(registry: Registry) -> None:
+def test_prepare_with_keep_open(registry: Registry) -> None:
     """With keep_open the object is left alone."""
     log = Log()
     pending = registry.prepare(log, True)
@@ -104,7 +104,7 @@ def test_pend_with_keep_open(registry: Registry) -> None:
     log.close()
 
 
-def test_pend_object_without_close(registry: Registry) -> None:
+def test_prepare_object_without_close(registry: Registry) -> None:
     """An object that cannot be closed stays as it is."""
 
     class Plain:
@@ -125,7 +125,7 @@ def test_pend_object_without_close(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("details", [0, "", [], {}, False])
-def test_pend_with_empty_details(registry: Registry, details: object) -> None:
+def test_prepare_with_empty_details(registry: Registry, details: object) -> None:
     """Only None is no details: other empty values travel."""
     log = Log()
     log.name = details  # type: ignore[assignment]
@@ -134,7 +134,7 @@ def test_pend_with_empty_details(registry: Registry, details: object) -> None:
 
 
 @pytest.mark.parametrize("details", [b"bytes", {"when": {1}}, object()])
-def test_pend_with_details_that_are_not_json(registry: Registry, details: object) -> None:
+def test_prepare_with_details_that_are_not_json(registry: Registry, details: object) -> None:
     """Details that cannot travel are refused before anything leaves."""
     log = Log()
     log.name = details  # type: ignore[assignment]
@@ -145,7 +145,7 @@ def test_pend_with_details_that_are_not_json(registry: Registry, details: object
 
 
 @pytest.mark.parametrize("count", [0, 254])
-def test_pend_with_impossible_number_of_fds(registry: Registry, count: int) -> None:
+def test_prepare_with_impossible_number_of_fds(registry: Registry, count: int) -> None:
     """A conversion gives 1 to 253 descriptors: what one message can carry."""
 
     class Many(LogConversion):
@@ -158,7 +158,7 @@ def test_pend_with_impossible_number_of_fds(registry: Registry, count: int) -> N
         registry.prepare(log, False)
 
 
-def test_pend_of_most_fds(registry: Registry) -> None:
+def test_prepare_of_most_fds(registry: Registry) -> None:
     """253 do travel."""
 
     class Many(LogConversion):
@@ -170,7 +170,7 @@ def test_pend_of_most_fds(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("handle", [7, "text", object(), 1.5, [], int])
-def test_pend_unknown_type(registry: Registry, handle: object) -> None:
+def test_prepare_unknown_type(registry: Registry, handle: object) -> None:
     """What nobody registered is refused by the name of its type, each time it is tried."""
     for _ in range(2):
         with pytest.raises(UnsupportedHandle, match=f"a {type(handle).__name__} is no handle"):
@@ -187,13 +187,13 @@ def test_pend_unknown_type(registry: Registry, handle: object) -> None:
         (object(), "or register"),
     ],
 )
-def test_pend_says_what_to_send_instead(registry: Registry, handle: object, advice: str) -> None:
+def test_prepare_says_what_to_send_instead(registry: Registry, handle: object, advice: str) -> None:
     """The refusal says what to do."""
     with pytest.raises(UnsupportedHandle, match=advice):
         registry.prepare(handle, False)
 
 
-def test_pend_after_unknown_type_was_registered(registry: Registry) -> None:
+def test_prepare_after_unknown_type_was_registered(registry: Registry) -> None:
     """A type that was refused is known from its registration on."""
 
     class Late(Log):
@@ -214,7 +214,7 @@ def test_pend_after_unknown_type_was_registered(registry: Registry) -> None:
     late.close()
 
 
-def test_pend_uses_the_nearest_base(registry: Registry) -> None:
+def test_prepare_uses_the_nearest_base(registry: Registry) -> None:
     """Of several registered bases the first in the method resolution order counts."""
     registry.add_preparer(NamedLog, lambda obj, keep: Held(obj, "named", read=list))
 
@@ -225,7 +225,7 @@ def test_pend_uses_the_nearest_base(registry: Registry) -> None:
     assert registry.prepare(deep, True).tag == "named"
 
 
-def test_pend_by_fallback(registry: Registry) -> None:
+def test_prepare_by_fallback(registry: Registry) -> None:
     """Objects of types nobody named are shown to each fallback in turn, in copies too."""
     asked: list[tuple[object, bool]] = []
 

@@ -383,7 +383,7 @@ async def test_counted_while_handing_over(node: str, program: Program) -> None:
                 sending = asyncio.create_task(child.send({"id": i}, await anext(server)))
                 counts.append(asyncio.create_task(server.get_connections()))
                 await sending
-            waiting = server.group.local
+            waiting = server._group.local
             for i, task in enumerate(counts):
                 # Accepted so far, at least; taken or not.
                 assert i + 1 <= await task <= 50
