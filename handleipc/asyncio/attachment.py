@@ -189,9 +189,7 @@ class Attachment(Emitter):
         self._timer = None
         self._turn(due=True)
 
-    def _arm_timer(self, deadline: float | None) -> None:
-        if deadline is None:
-            return
+    def _arm_timer(self, deadline: float) -> None:
         when = deadline - process_system.clock() + self._loop.time()
         # An earlier timer that fires for nothing costs less than one rearmed at every read.
         # Kept here: what uvloop returns for one that is due already cannot be asked.

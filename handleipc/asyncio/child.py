@@ -171,15 +171,17 @@ class Child(Channel):
             return
         if self._is_closed:
             raise self._why_closed()
-        with self._openers.new(self._loop) as waiter:
-            try:
-                async with asyncio.timeout(timeout):
-                    await waiter
-            except TimeoutError:
-                raise TimeoutError(
-                    f"the child process {self.pid} has not opened its channel within {timeout} s:"
-                    " does it call handleipc.parent()?"
-                ) from None
+        waiter = self._openers.new(self._loop)
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter
+        except TimeoutError:
+            raise TimeoutError(
+                f"the child process {self.pid} has not opened its channel within {timeout} s:"
+                " does it call handleipc.parent()?"
+            ) from None
+        finally:
+            self._openers.leave(waiter)
 
     def __repr__(self) -> str:
         return f"<Child pid={self.pid} {self._protocol.state.name.lower()} {self.dialect}>"

@@ -43,6 +43,7 @@ WRITE_BUDGET = 1024 * 1024
 SLICE = 0.00015
 # Lines taken in one turn are as many as that takes, but not fewer than these.
 FEWEST_LINES = 8
+CLOSED, CLOSING = State.CLOSED, State.CLOSING
 READING = 0.000001  # seconds at least that a reader takes for a message left to it
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
@@ -201,16 +202,19 @@ class Driver(Attachment):
         reading = protocol.want_read(waiting=self._is_waited_for)
         if reading and self._read_again_at is not None:
             reading = False
-        paused = not (reading or protocol.has_hung_up)
-        self._watch(reading=reading, writing=writing, hangup=paused)
+        if not reading or writing or not self._is_reading or self._is_writing:
+            paused = not (reading or protocol.has_hung_up)
+            self._watch(reading=reading, writing=writing, hangup=paused)
         if reading and self._link.must_go_on:
             self._schedule_read()
-        self._arm_timer(self._deadline())
+        deadline = self._deadline()
+        if deadline is not None:
+            self._arm_timer(deadline)
 
     @property
     def _is_over(self) -> bool:
         """Whether nothing is left to do but to end."""
-        return self._has_ended or self._is_closed or self._link.at_eof
+        return self._has_ended or self._protocol.state is CLOSED or self._link.at_eof
 
     def _write_early(self) -> None:
         """Write without giving the application anything, in the middle of its own doing.
@@ -254,9 +258,12 @@ class Driver(Attachment):
                 self._end_after()
                 return False
             given = self._exchange()
-            if self._is_over or protocol.finished or not given:
-                if protocol.finished and not self._is_over:
-                    self._end(politely=True)
+            if self._is_over:
+                return writing
+            if protocol.state is CLOSING and protocol.finished:
+                self._end(politely=True)
+                return writing
+            if not given:
                 return writing
 
     def _deadline(self) -> float | None:

@@ -111,35 +111,35 @@ class Sender(TrackingDriver):
             self._protocol.send(entry)
         else:
             entry = self._queue_handle(line, message, handle, keep_open, transfer=transfer)
-        with self._senders.new(self._loop) as waiter:
-            entry.waiter = waiter
-            self._handle_senders += entry.descriptors > 0
-            try:
-                self._turn()
-                if waiter.done():
-                    await self._be_fair()
-                    waiter.result()
-                elif timeout is None:
+        waiter = entry.waiter = self._senders.new(self._loop)
+        self._handle_senders += entry.descriptors > 0
+        try:
+            self._turn()
+            if waiter.done():
+                await self._be_fair()
+                waiter.result()
+            elif timeout is None:
+                await waiter
+            else:
+                async with asyncio.timeout(timeout):
                     await waiter
-                else:
-                    async with asyncio.timeout(timeout):
-                        await waiter
-            except (asyncio.CancelledError, TimeoutError, ChannelBusy) as error:
-                entry.waiter = None
-                withdrawn = self._protocol.outgoing.withdraw(entry)
-                self._schedule_turn()
-                failed = waiter.exception() if waiter.done() and not waiter.cancelled() else None
-                if isinstance(failed, HandleNotDelivered | HandleInDoubt):
-                    # It ended in the very turn in which the caller stopped waiting.
-                    self._undelivered(entry, failed.reason)
-                if withdrawn and handle is not None and isinstance(error, TimeoutError):
-                    reason = f"it did not leave within {timeout} s"
-                    raise HandleNotDelivered(handle, reason) from None
-                if isinstance(error, TimeoutError) and timeout is not None:
-                    raise TimeoutError(self._why_late(timeout, entry)) from None
-                raise
-            finally:
-                self._handle_senders -= entry.descriptors > 0
+        except (asyncio.CancelledError, TimeoutError, ChannelBusy) as error:
+            entry.waiter = None
+            withdrawn = self._protocol.outgoing.withdraw(entry)
+            self._schedule_turn()
+            failed = waiter.exception() if waiter.done() and not waiter.cancelled() else None
+            if isinstance(failed, HandleNotDelivered | HandleInDoubt):
+                # It ended in the very turn in which the caller stopped waiting.
+                self._undelivered(entry, failed.reason)
+            if withdrawn and handle is not None and isinstance(error, TimeoutError):
+                reason = f"it did not leave within {timeout} s"
+                raise HandleNotDelivered(handle, reason) from None
+            if isinstance(error, TimeoutError) and timeout is not None:
+                raise TimeoutError(self._why_late(timeout, entry)) from None
+            raise
+        finally:
+            self._handle_senders -= entry.descriptors > 0
+            self._senders.leave(waiter)
 
     def _why_late(self, timeout: float, entry: Entry) -> str:
         what = "message was not written" if entry.pending is None else "handle was not acknowledged"
@@ -281,9 +281,12 @@ class Sender(TrackingDriver):
             if self._protocol.outgoing.lost_something:
                 raise self._why_closed()
             return
-        with waiters.new(self._loop) as waiter:
+        waiter = waiters.new(self._loop)
+        try:
             self._turn()
             await waiter
+        finally:
+            waiters.leave(waiter)
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -292,11 +295,16 @@ class Sender(TrackingDriver):
         return bool(self._senders or self._drainers or self._flushers)
 
     def _watch_waits(self) -> bool:
-        """As ``ChannelProtocol.watch_waits``."""
+        """As ``ChannelProtocol.watch_waits``, if anybody waits, or did when it was last said."""
         for_peer = bool(self._handle_senders or self._flushers or self._drainers)
-        return self._protocol.watch_waits(for_peer=for_peer, for_kernel=bool(self._senders))
+        protocol = self._protocol
+        if for_peer or self._senders or protocol.is_waited_for:
+            return protocol.watch_waits(for_peer=for_peer, for_kernel=bool(self._senders))
+        return False
 
     def _wake_waiters(self) -> None:
+        if not (self._senders or self._drainers or self._flushers):
+            return
         outgoing, closed = self._protocol.outgoing, self._is_closed
         if self._protocol.nobody_reads and not closed:
             count = len(self._protocol.incoming.ready)
@@ -323,6 +331,7 @@ class Sender(TrackingDriver):
             entry, reason = outcomes.popleft()
             waiter = entry.waiter
             if isinstance(waiter, asyncio.Future) and not waiter.done():
+                self._senders.discard(waiter)
                 if reason is None:
                     waiter.set_result(None)
                 elif entry.pending is None:

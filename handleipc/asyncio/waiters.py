@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 __all__ = ["Waiters"]
 
 
-class Waiters:
-    """A set of futures that are woken, or failed, together."""
+class Waiters(set[asyncio.Future[None]]):
+    """Futures that are woken, or failed, together; none of them is done, but for a cancelled one.
 
-    __slots__ = ("_waiting",)
+    A set, so that to ask whether anybody waits, as every turn does, costs nothing.
+    """
 
-    def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+    __slots__ = ()
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting) and any(not waiter.done() for waiter in self._waiting)
-
-    @contextmanager
-    def new(self, loop: asyncio.AbstractEventLoop) -> Iterator[asyncio.Future[None]]:
-        """Wait with a future that is in the set while the block runs."""
+    def new(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Return a future to wait with; ``leave`` is to be called for it."""
         waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.add(waiter)
-        try:
-            yield waiter
-        finally:
-            self._waiting.discard(waiter)
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # seen, if the wait itself was cancelled
+        self.add(waiter)
+        return waiter
+
+    def leave(self, waiter: asyncio.Future[None]) -> None:
+        """Take a future out: nobody waits with it any more."""
+        self.discard(waiter)
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()  # seen, if the wait itself was cancelled
 
     def wake(self) -> None:
-        """The wait is over."""
-        for waiter in self._waiting:
+        """End the wait."""
+        for waiter in self:
             if not waiter.done():
                 waiter.set_result(None)
+        self.clear()
 
     def fail(self, exception: Callable[[], Exception]) -> None:
-        """The wait has failed; each gets an exception of its own."""
-        for waiter in self._waiting:
+        """Fail the wait; each gets an exception of its own."""
+        for waiter in self:
             if not waiter.done():
                 waiter.set_exception(exception())
+        self.clear()

@@ -165,7 +165,8 @@ class ChannelProtocol:
         except DescriptorReleased:
             self._give_up("a handle was closed while the peer asked for it again")
             return None
-        self._watch_hello()
+        if outgoing.hold_native_only or self._hello_at is not None:
+            self._watch_hello()
         return outgoing.stage
 
     def wrote(self, count: int) -> None:
@@ -250,7 +251,7 @@ class ChannelProtocol:
         speaks = self.peer.may_switch and (
             switches or incoming.owes or incoming.lost.ask is not None or incoming.grant_due
         )
-        if not (speaks or incoming.replies):
+        if not (speaks or incoming.replies.lines):
             return None
         lines = []
         if speaks:
@@ -291,7 +292,9 @@ class ChannelProtocol:
             self._give_up(f"reading was interrupted: {error!r:.200}")
             raise
         incoming.pump()
-        self._watch_progress()
+        pairing = incoming.pairing
+        if self._progress_at is not None or pairing.sets or pairing.places:
+            self._watch_progress()
 
     def receive_eof(self, *, peer_is_dead: bool = False) -> None:
         """The peer closed, or the read failed: everything it left has been received.
@@ -397,6 +400,11 @@ class ChannelProtocol:
     def nobody_reads(self) -> bool:
         """Whether so much is held that a local wait must not go on reading for its own sake."""
         return self.nobody_takes or self.incoming.cost >= self.limits.held_hard
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether ``watch_waits`` was last told of a wait that depends on the peer."""
+        return self.incoming.deliveries.is_awaited or self.nobody_takes
 
     def watch_waits(self, *, for_peer: bool, for_kernel: bool) -> bool:
         """Say what is waited for here, when all was written that may leave.

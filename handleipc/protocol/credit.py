@@ -30,6 +30,7 @@ class Credit:
         "ack",
         "bytes_in",
         "descriptors",
+        "due_at",
         "seen",
         "size",
     )
@@ -46,6 +47,13 @@ class Credit:
         self.ack = self._ack_said = 0
         """Every handle up to this is acknowledged or refused."""
         self._done_descriptors = 0
+        self._watch_for_half()
+
+    def _watch_for_half(self) -> None:
+        self.due_at = self.size - self._size + max(1, self._size // 2)
+        """Bytes taken from which on more are granted: with half a window free, and no less, or ends
+        that take each line at once would send a grant for each (docs/wire.md, section 4: an endless
+        ping-pong)."""
 
     def take_bytes(self, size: int) -> None:
         """Count a line.
@@ -106,22 +114,11 @@ class Credit:
         """Halve the window: descriptors were lost for want of free slots."""
         self._window = max(1, self._window // 2)
 
-    def byte_grant(self, taken: int) -> int:
-        """Return up to where bytes may be granted now, when so many were taken."""
-        return taken + self._size
-
-    def is_due(self, taken: int) -> bool:
-        """Say whether enough bytes became free to be worth a line.
-
-        With half a window and nothing more, ends that take each line at once would send a grant
-        for each (native-dialect rule 6.4: an endless ping-pong).
-        """
-        return self.byte_grant(taken) - self.size >= max(1, self._size // 2)
-
     def say(self, taken: int) -> dict[str, object]:
         """Return the fields of a control line, and count them as said. They never fall."""
         self.descriptors = max(self.descriptors, self._done_descriptors + self._window)
-        self.size = max(self.size, self.byte_grant(taken))
+        self.size = max(self.size, taken + self._size)
+        self._watch_for_half()
         self._window = min(self._window_size, self._window + 1)
         self._ack_said = self.ack
         return {"ack": self.ack, "descriptors": self.descriptors, "bytes": self.size}

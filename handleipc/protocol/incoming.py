@@ -303,7 +303,8 @@ class Incoming:
 
     def pump(self) -> None:
         """Move what may be moved: held to release, release to ready."""
-        self._drain_held()
+        if self._held:
+            self._drain_held()
         self.deliveries.pump()
 
     @property
@@ -402,7 +403,9 @@ class Incoming:
     @property
     def grant_due(self) -> bool:
         """Whether enough bytes became free to be worth a line."""
-        return self.credit.is_due(self._granted_from)
+        # No more can count as taken than has come, and most turns end here.
+        credit = self.credit
+        return credit.bytes_in >= credit.due_at and self._granted_from >= credit.due_at
 
     def take_control(self) -> dict[str, object]:
         """Return the fields of the control line that is due now, and count them as said."""

@@ -25,20 +25,18 @@ class Replies:
         system: the clock, and the count of free slots.
     """
 
-    __slots__ = ("_limits", "_lines", "_pause", "_since", "_system", "nack_at", "postponed")
+    __slots__ = ("_limits", "_pause", "_since", "_system", "lines", "nack_at", "postponed")
 
     def __init__(self, limits: Limits, system: System) -> None:
         self._limits = limits
         self._system = system
-        self._lines: list[bytes] = []
+        self.lines: list[bytes] = []
+        """What is due now."""
         self.postponed = 0
         """Handles whose reply waits for the application to take others."""
         self.nack_at: float | None = None
         """When to look again whether there is room for a lost descriptor."""
         self._since = self._pause = 0.0
-
-    def __len__(self) -> int:
-        return len(self._lines)
 
     def check_room(self) -> None:
         """A handle has come.
@@ -46,16 +44,16 @@ class Replies:
         Raises:
             RemoteProtocolError: the peer does not wait for our replies.
         """
-        if len(self._lines) + self.postponed >= self._limits.node_replies:
+        if len(self.lines) + self.postponed >= self._limits.node_replies:
             raise RemoteProtocolError("the peer sends handles without waiting for the replies")
 
     def ack(self) -> None:
         """The handle is ours."""
-        self._lines.append(envelope.ACK)
+        self.lines.append(envelope.ACK)
 
     def nack(self) -> None:
         """It is not, and the peer may send it again."""
-        self._lines.append(envelope.NACK)
+        self.lines.append(envelope.NACK)
 
     def nack_when_free(self) -> bool:
         """Its descriptor was lost. Returns whether the NACK is due now, as ``on_time``.
@@ -81,13 +79,13 @@ class Replies:
 
     def take(self) -> list[bytes]:
         """Return what is due now, and count it as said."""
-        lines, self._lines = self._lines, []
+        lines, self.lines = self.lines, []
         return lines
 
     @property
     def settled(self) -> bool:
         """Whether nothing is due, now or later."""
-        return not (self._lines or self.postponed) and self.nack_at is None
+        return not (self.lines or self.postponed) and self.nack_at is None
 
     def close(self) -> None:
         """This end disconnects: what waited for room is said at once."""

@@ -41,7 +41,8 @@ class Pairing:
         self._fds: list[int] = []
         self._kinds: list[int] = []
         self._claimed = 0
-        self._places = 0
+        self.places = 0
+        """Of the set being used up, that no line has claimed."""
         self._position = 0
 
     @property
@@ -50,7 +51,7 @@ class Pairing:
 
         None if there are none.
         """
-        if self._places:
+        if self.places:
             return self._position
         return self.sets[0].start if self.sets else None
 
@@ -105,7 +106,7 @@ class Pairing:
             RemoteProtocolError: there is none here, it holds another number, or the last one was
                 not used up.
         """
-        if self._places:
+        if self.places:
             raise RemoteProtocolError("the peer began a set before the last was used up")
         found = self.front_set(at)
         if found is None:
@@ -116,7 +117,7 @@ class Pairing:
         arrived = len(found.fds)
         if arrived > count or (arrived < count and not found.truncated):
             raise RemoteProtocolError(f"the peer declared {count} descriptors and sent {arrived}")
-        self._places = count
+        self.places = count
         return arrived < count
 
     def claim(self, count: int) -> tuple[list[int] | None, list[int]]:
@@ -127,9 +128,9 @@ class Pairing:
         Raises:
             RemoteProtocolError: fewer places are left.
         """
-        if self._places < count:
+        if self.places < count:
             raise RemoteProtocolError("the peer used more descriptors than it declared")
-        self._places -= count
+        self.places -= count
         start = self._claimed
         self._claimed = end = start + count
         fds = self._fds[start:end]
@@ -141,11 +142,11 @@ class Pairing:
     def claim_one(self) -> tuple[int, int]:
         """As ``claim(1)``, which is nearly all claims: the descriptor, -1 if lost, and its kind."""
         at = self._claimed
-        if not self._places or at >= len(self._fds):
+        if not self.places or at >= len(self._fds):
             fds, _ = self.claim(1)
             assert fds is None
             return -1, 0
-        self._places -= 1
+        self.places -= 1
         self._claimed = at + 1
         return self._fds[at], self._kinds[at]
 
@@ -155,7 +156,7 @@ class Pairing:
             self._close(unclaimed.fds)
         self.sets.clear()
         self._close(self._fds[self._claimed :])
-        self._fds, self._kinds, self._claimed, self._places = [], [], 0, 0
+        self._fds, self._kinds, self._claimed, self.places = [], [], 0, 0
 
     def _close(self, fds: list[int]) -> None:
         for fd in fds:

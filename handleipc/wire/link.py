@@ -54,18 +54,11 @@ class Link:
             raise
         self._gaps = Gaps(node_pid, self.peer_has_read)
         self._receives = True
+        self.at_eof = self.must_go_on = False
+        """Of the last read: whether nothing can follow, and whether to read again without waiting
+        for the socket; see ``Receiver``."""
         self._is_finite = False
         """Whether nothing can be added to what is there to be read."""
-
-    @property
-    def at_eof(self) -> bool:
-        """Whether everything the peer wrote was read, and nothing can follow."""
-        return self._receiver.at_eof
-
-    @property
-    def must_go_on(self) -> bool:
-        """Whether to read again without waiting for the socket; see ``Receiver``."""
-        return self._receiver.must_go_on
 
     @property
     def _has_read(self) -> bool:
@@ -77,7 +70,11 @@ class Link:
 
     def read(self, lines: int = MAX_ENDS) -> Batch:
         """Read what there is, up to so many lines. Raises as ``Receiver.receive``."""
-        return self._receiver.receive(self.fd, lines=lines)
+        receiver = self._receiver
+        self.must_go_on = False
+        batch = receiver.receive(self.fd, lines=lines)
+        self.at_eof, self.must_go_on = receiver.at_eof, receiver.must_go_on
+        return batch
 
     def read_rest(self) -> Batch:
         """Read as ``read``, at an end: what is there, then EOF.

@@ -85,7 +85,6 @@ def test_the_window_grows_back() -> None:
 def test_half_a_window_of_bytes_is_worth_a_line(size: int, taken: int) -> None:
     """Less is not, or ends that take each line at once would send a grant for each."""
     grants = Credit(Limits(bytes=size), 8, size)
-    assert not grants.is_due(taken - 1)
-    assert grants.is_due(taken)
+    assert grants.due_at == taken
     assert grants.say(taken)["bytes"] == size + taken
-    assert not grants.is_due(taken)
+    assert grants.due_at == 2 * taken
