@@ -487,7 +487,7 @@ class World:
             ahead = early + (max(limits.ready, largest) if end.has_earned else 0)
             if incoming.native and deliveries.waiting_descriptors > ahead:
                 raise Violation(f"{deliveries.waiting_descriptors} acknowledged descriptors wait")
-            held = sum(len(item.fds or ()) for item in incoming._held)
+            held = sum(len(item.fds or ()) for item in incoming.held)
             if held > max(limits.window, largest) + 1:
                 raise Violation(f"{held} descriptors are held")
 

@@ -93,9 +93,9 @@ def give_what_is_behind_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def impatient(self: Incoming) -> None:
         drain(self)
-        for line in list(self._held):
+        for line in list(self.held):
             if not line.sequence:
-                self._held.remove(line)
+                self.held.remove(line)
                 self._release_plain(line)
 
     monkeypatch.setattr(Incoming, "_drain_held", impatient)
@@ -189,7 +189,7 @@ def hold_a_node_handle_when_this_end_disconnects(monkeypatch: pytest.MonkeyPatch
     close = Incoming.close
 
     def forgetful(self: Incoming) -> None:
-        held = [item for item in self._held if not item.sequence and item.fds is not None]
+        held = [item for item in self.held if not item.sequence and item.fds is not None]
         fds = [item.fds for item in held]
         for item in held:
             item.fds = None

@@ -74,6 +74,7 @@ class Channel(Sender):
         )
         self._reader: asyncio.Future[None] | None = None
         self._wants_all = False
+        self._takers_changed = True
         self._disconnect_emitted = False
 
     def _attach(self) -> None:
@@ -137,7 +138,7 @@ class Channel(Sender):
         Cheaper than one by one under load. All handles of a list are acknowledged.
         """
         while True:
-            self._wants_all = True
+            self._wants_all = self._takers_changed = True
             try:
                 await self._wait_ready()
             except ChannelClosed:
@@ -145,7 +146,7 @@ class Channel(Sender):
                     raise
                 return
             finally:
-                self._wants_all = False
+                self._wants_all, self._takers_changed = False, True
             batch = self._protocol.incoming.deliveries.take_ready()
             self._say_who_takes()
             self._taken()
@@ -200,8 +201,9 @@ class Channel(Sender):
         if self._reader is not None:
             raise ChannelBusy("another recv() or iteration waits for the next message already")
         incoming = self._protocol.incoming
-        # A listener may have gone since the last turn: what was its own is not for a reader.
-        self._say_who_takes()
+        if self._takers_changed:
+            # A listener has gone since the last turn: what was its own is not for a reader.
+            self._say_who_takes()
         incoming.deliveries.reader_came()
         while not incoming.ready:
             if self._is_closed:
@@ -211,9 +213,9 @@ class Channel(Sender):
             self._reader = self._loop.create_future()
             incoming.deliveries.found_nothing()
             try:
-                if incoming.holds or not self._is_reading:
+                if incoming.held or not self._is_reading:
                     self._turn()
-                else:
+                elif self._takers_changed:
                     self._say_who_takes()
                 if not incoming.ready and not self._is_closed:
                     await self._reader
@@ -228,10 +230,12 @@ class Channel(Sender):
     def _taken(self) -> None:
         """Something was taken, which makes room: a turn, if that lets anything go on."""
         incoming = self._protocol.incoming
-        if incoming.holds or incoming.grant_due or not self._is_reading:
+        if incoming.held or incoming.grant_due or not self._is_reading:
             self._schedule_turn()
 
     def _say_who_takes(self) -> None:
+        """Tell the protocol, after a ``"message"`` listener came or went, or ``batches`` waits."""
+        self._takers_changed = False
         deliveries = self._protocol.incoming.deliveries
         listened = bool(self._listeners.get("message"))
         if listened is deliveries.holds_back:
@@ -248,6 +252,7 @@ class Channel(Sender):
 
     def _listeners_changed(self, event: str) -> None:
         if event == "message":
+            self._takers_changed = True
             self._schedule_turn()
 
     def _deliver(self) -> bool:
@@ -281,20 +286,32 @@ class Channel(Sender):
         self._protocol.incoming.deliveries.turn_ended(is_waited_for=self._reader is not None)
 
     def _prepare(self) -> None:
-        self._say_who_takes()
+        if self._takers_changed:
+            self._say_who_takes()
+        lists = self.lists
         self._protocol.incoming.listens_internal = bool(
-            self._listeners.get("internal_message") or self.lists
+            lists.sent_lists or lists.received_lists or self._listeners.get("internal_message")
         )
-        self.lists.flush_reports()
+        if lists.reports:
+            lists.flush_reports()
 
     def _exchange(self) -> bool:
-        self._report_outcomes()
+        protocol = self._protocol
+        incoming, outgoing = protocol.incoming, protocol.outgoing
+        deliveries = incoming.deliveries
+        given = False
+        if outgoing.outcomes:
+            self._report_outcomes()
         # Only for what is still waited for, now that all was written that could be.
-        waits = self._watch_waits()
-        given = self._deliver() or waits
-        self._report_faults()
-        self._wake_waiters()
-        return self._ask_for_more() or given
+        if self._is_waited_for or protocol.is_waited_for:
+            given = self._watch_waits()
+        if deliveries.ready or deliveries.urgent:
+            given = self._deliver() or given
+        if protocol.has_faults:
+            self._report_faults()
+        if self._is_waited_for:
+            self._wake_waiters()
+        return ((self._is_waited_for or incoming.wants_more) and self._ask_for_more()) or given
 
     def _ask_for_more(self) -> bool:
         """Let the peer send on while somebody here still waits. Returns whether it is to be told.
@@ -312,8 +329,6 @@ class Channel(Sender):
         for failed in (protocol.outgoing.queue.failed, protocol.incoming.deliveries.failed):
             while failed:
                 self._report_close(*failed.popleft())
-        if not (protocol.peer.warnings or protocol.incoming.errors):
-            return
         warnings, protocol.peer.warnings = protocol.peer.warnings, []
         for text in warnings:
             throttle.warning("stray reply", "%r %s", self, text)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import socket
 import sys
 import time
@@ -207,7 +208,9 @@ class Driver(Attachment):
             self._watch(reading=reading, writing=writing, hangup=paused)
         if reading and self._link.must_go_on:
             self._schedule_read()
-        deadline = self._deadline()
+        deadline = protocol.deadline()
+        if self._read_again_at is not None:
+            deadline = min(deadline or math.inf, self._read_again_at)
         if deadline is not None:
             self._arm_timer(deadline)
 
@@ -250,7 +253,8 @@ class Driver(Attachment):
         while True:
             self._in_protocol = True
             try:
-                protocol.incoming.pump()
+                if protocol.incoming.held:
+                    protocol.incoming.pump()
                 writing = self._write()
             finally:
                 self._in_protocol = False
@@ -265,12 +269,6 @@ class Driver(Attachment):
                 return writing
             if not given:
                 return writing
-
-    def _deadline(self) -> float | None:
-        deadline, again = self._protocol.deadline(), self._read_again_at
-        if deadline is None or again is None:
-            return deadline if again is None else again
-        return min(deadline, again)
 
     # -- the socket ------------------------------------------------------------------------------
 

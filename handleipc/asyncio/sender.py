@@ -295,16 +295,11 @@ class Sender(TrackingDriver):
         return bool(self._senders or self._drainers or self._flushers)
 
     def _watch_waits(self) -> bool:
-        """As ``ChannelProtocol.watch_waits``, if anybody waits, or did when it was last said."""
+        """As ``ChannelProtocol.watch_waits``."""
         for_peer = bool(self._handle_senders or self._flushers or self._drainers)
-        protocol = self._protocol
-        if for_peer or self._senders or protocol.is_waited_for:
-            return protocol.watch_waits(for_peer=for_peer, for_kernel=bool(self._senders))
-        return False
+        return self._protocol.watch_waits(for_peer=for_peer, for_kernel=bool(self._senders))
 
     def _wake_waiters(self) -> None:
-        if not (self._senders or self._drainers or self._flushers):
-            return
         outgoing, closed = self._protocol.outgoing, self._is_closed
         if self._protocol.nobody_reads and not closed:
             count = len(self._protocol.incoming.ready)

@@ -60,13 +60,13 @@ class SocketLists:
         self._on_report = on_report
         self._takes_reports = takes_reports
         self.post = post
-        self._sent: dict[str, SocketListSend] = {}
-        self._received: dict[str, SocketListReceive] = {}
-        self._reports: dict[str, int] = {}
+        self.sent_lists: dict[str, SocketListSend] = {}
+        self.received_lists: dict[str, SocketListReceive] = {}
+        self.reports: dict[str, int] = {}
         self.has_ended = False
 
     def __len__(self) -> int:
-        return len(self._sent) + len(self._received)
+        return len(self.sent_lists) + len(self.received_lists)
 
     def _send_now(self, make: Callable[[], JSON], ended: Callable[[], None]) -> None:
         self._send(make())
@@ -80,32 +80,32 @@ class SocketLists:
         """
         if isinstance(group, SocketListReceive):
             group = group.home
-        found = self._sent.get(group.key)
+        found = self.sent_lists.get(group.key)
         if found is None:
             found = SocketListSend(group, self._send, self._peer, self._forget)
-            self._sent[group.key] = found
+            self.sent_lists[group.key] = found
             group.lists.add(found)
         found.reports = found.reports or reports
         return found
 
     def _forget(self, key: str) -> None:
-        self._sent.pop(key, None)
+        self.sent_lists.pop(key, None)
 
     def receiver(self, key: str) -> Group:
         """Return the group of the connections received here with this key."""
-        group = self._received.get(key)
+        group = self.received_lists.get(key)
         if group is None:
-            group = self._received[key] = SocketListReceive(key, self)
+            group = self.received_lists[key] = SocketListReceive(key, self)
         return group
 
     def home_of(self, key: str) -> Group | None:
         """Return the group whose connections of this key went out through this channel."""
-        found = self._sent.get(key)
+        found = self.sent_lists.get(key)
         return found.group if found is not None else None
 
     def went_out_again(self, key: str) -> None:
         """One that had come back is not the peer's to answer for any more."""
-        found = self._sent.get(key)
+        found = self.sent_lists.get(key)
         if found is None:
             return
         if self._takes_reports():
@@ -116,7 +116,7 @@ class SocketLists:
 
     def forget_some(self, key: str, count: int) -> SocketListSend:
         """So many that the peer answered for are not its any more. Returns its list."""
-        found = self._sent[key]
+        found = self.sent_lists[key]
         found.open -= min(count, found.open)
         return found
 
@@ -133,7 +133,7 @@ class SocketLists:
             return f"the peer sent {command} without a key"
         if command in QUESTIONS:
             return self._asked(command, key)
-        found = self._sent.get(key)
+        found = self.sent_lists.get(key)
         # None: a late answer about a server that has ended. Node may send one, too.
         if found is not None and not found.received(command, message):
             return (
@@ -143,7 +143,7 @@ class SocketLists:
 
     def _asked(self, command: str, key: str) -> str | None:
         # Of a key never seen, or forgotten since, there are none. Node would not answer at all.
-        group = self._received.get(key) or Group(key)
+        group = self.received_lists.get(key) or Group(key)
         if group.counting + group.waiting >= MOST_WAITING:
             return f"the peer sent {command} more often than it was answered"
         if command == GET_COUNT:
@@ -168,26 +168,26 @@ class SocketLists:
     def shrunk(self, key: str, count: int) -> None:
         """So many that were received with this key have closed."""
         if not self.has_ended:
-            self._reports[key] = self._reports.get(key, 0) + count
+            self.reports[key] = self.reports.get(key, 0) + count
             self._on_report()
 
     def take_closes(self) -> None:
         """Take the closes that were noted and not taken: whoever was to do it has gone."""
-        for group in list(self._received.values()):
+        for group in list(self.received_lists.values()):
             group.take_closes()
 
     def emptied(self, group: Group) -> None:
         """Nothing is left of a received group: forget it, and what it handed on."""
-        if self._received.get(group.key) is group:
-            del self._received[group.key]
+        if self.received_lists.get(group.key) is group:
+            del self.received_lists[group.key]
         for one in list(group.lists):
             one.forget()
 
     def flush_reports(self) -> None:
         """Report the closes of this turn, if the peer takes such reports; else forget them."""
-        if not self._reports:
+        if not self.reports:
             return
-        reports, self._reports = self._reports, {}
+        reports, self.reports = self.reports, {}
         if self._takes_reports():
             for key, count in reports.items():
                 self._send({"cmd": CLOSED, "key": key, "count": count})
@@ -195,14 +195,16 @@ class SocketLists:
     def ended(self) -> None:
         """The channel has ended."""
         self.has_ended = True
-        self._reports.clear()
-        for group in list(self._received.values()):
+        self.reports.clear()
+        for group in list(self.received_lists.values()):
             group.come_home()
-        lists = list(self._sent.values())
-        self._sent.clear()
+        lists = list(self.sent_lists.values())
+        self.sent_lists.clear()
         for one in lists:
             one.ended()
-        self._received = {k: group for k, group in self._received.items() if not group.is_empty}
+        self.received_lists = {
+            k: group for k, group in self.received_lists.items() if not group.is_empty
+        }
 
 
 class SocketListReceive(Group):

@@ -151,11 +151,13 @@ class ChannelProtocol:
         stage = outgoing.stage
         if stage is not None and (stage.offset or stage.is_control):
             return stage
-        control = self._control()
-        if control is not None:
-            outgoing.park()
-            outgoing.stage = control
-            return control
+        incoming = self.incoming
+        if incoming.owes or incoming.replies.lines or self.peer.may_switch:
+            control = self._control()
+            if control is not None:
+                outgoing.park()
+                outgoing.stage = control
+                return control
         if stage is not None:
             outgoing.park()
         if self._retry_at is not None:
@@ -187,7 +189,7 @@ class ChannelProtocol:
                 self.incoming.deliveries.control_passed(what)
         if stage.offset == len(stage.data):
             outgoing.stage = None
-        if stage.is_control:
+        if stage.is_control and self.incoming.held:
             self.incoming.pump()
 
     def write_refused(self) -> None:
@@ -291,7 +293,8 @@ class ChannelProtocol:
             self.is_deaf = True
             self._give_up(f"reading was interrupted: {error!r:.200}")
             raise
-        incoming.pump()
+        if incoming.held:
+            incoming.pump()
         pairing = incoming.pairing
         if self._progress_at is not None or pairing.sets or pairing.places:
             self._watch_progress()
@@ -402,6 +405,17 @@ class ChannelProtocol:
         return self.nobody_takes or self.incoming.cost >= self.limits.held_hard
 
     @property
+    def has_faults(self) -> bool:
+        """Whether there are warnings, errors or failed closes that nobody was told of."""
+        incoming = self.incoming
+        return bool(
+            incoming.errors
+            or self.peer.warnings
+            or incoming.deliveries.failed
+            or self.outgoing.queue.failed
+        )
+
+    @property
     def is_waited_for(self) -> bool:
         """Whether ``watch_waits`` was last told of a wait that depends on the peer."""
         return self.incoming.deliveries.is_awaited or self.nobody_takes
@@ -423,7 +437,7 @@ class ChannelProtocol:
         incoming, outgoing, deliveries = self.incoming, self.outgoing, self.incoming.deliveries
         depends = for_peer or (for_kernel and outgoing.queue.items)
         awaited = bool(depends and outgoing.waiting_descriptors)
-        begins = awaited and not deliveries.is_awaited and incoming.holds
+        begins = awaited and not deliveries.is_awaited and bool(incoming.held)
         deliveries.is_awaited = awaited
         if not (awaited and incoming.waits_for_a_reader):
             self._busy_at, self.nobody_takes = None, False

@@ -76,9 +76,11 @@ class Dispatch:
             HandleIPCError: the peer broke the protocol.
         """
         incoming = self._incoming
+        ends = batch.ends
         read = 0 if incoming.native else self._node_lines(batch)
-        self._native_lines(batch, read)
-        incoming.check_unfinished(batch.offset + batch.start_of(len(batch.ends)))
+        if read < len(ends):
+            self._native_lines(batch, read)
+        incoming.check_unfinished(batch.offset + (ends[-1] if ends else batch.start))
 
     def _node_lines(self, batch: Batch) -> int:
         """Take the lines of a batch, up to one that switches to native; returns how many."""
@@ -116,17 +118,21 @@ class Dispatch:
 
     def _native_lines(self, batch: Batch, index: int) -> None:
         """Take the lines of a batch from number ``index`` on."""
-        view, offset, start = batch.view, batch.offset, batch.start_of(index)
+        view, offset = batch.view, batch.offset
+        start, ends = (
+            (batch.start_of(index), batch.ends[index:]) if index else (batch.start, batch.ends)
+        )
         incoming, shape = self._incoming, self._shape
         short = shape.short
         pairing, deliveries, grants = incoming.pairing, incoming.deliveries, incoming.credit
         sets = pairing.sets
         run: list[Received] = []
         sizes: list[int] = []
-        at_once = incoming.takes_runs
+        held = incoming.held
+        at_once = not (held or incoming.closing)
         line: envelope.NativeLine
         try:
-            for end in batch.ends[index:]:
+            for end in ends:
                 if sets:
                     pairing.check_claimed(offset + start)
                 raw, size = view[start : end - 1], end - start
@@ -158,7 +164,7 @@ class Dispatch:
                     self._command(line, offset + start, size)  # type: ignore[arg-type]
                 else:
                     raise MalformedEnvelope("the peer sent an object that is no command")
-                start, at_once = end, incoming.takes_runs
+                start, at_once = end, not (held or incoming.closing)
         finally:
             if run:
                 deliveries.add_run(run, sizes)

@@ -70,9 +70,10 @@ class Incoming:
         """Whether somebody waits for internal messages, which may stand behind unread others."""
         self.deliveries = Deliveries(limits.ready)
         self.pairing = Pairing(system.close)
-        self._held: deque[HeldLine] = deque()
+        self.held: deque[HeldLine] = deque()
+        """Lines that wait: for descriptors, or for room among what is acknowledged."""
         self._held_bytes = self._held_internal = 0
-        self.lost = Lost(limits, system, self._held)
+        self.lost = Lost(limits, system, self.held)
 
         self.ready = self.deliveries.ready
         """Messages that the application may take."""
@@ -91,14 +92,14 @@ class Incoming:
     @property
     def takes_runs(self) -> bool:
         """Whether messages without a command are simply added to ``deliveries``, many at once."""
-        return not (self._held or self.closing)
+        return not (self.held or self.closing)
 
     def message(self, message: JSON, size: int) -> None:
         """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
         received: Received = (message, None)
         if type(message) is dict and "cmd" in message and envelope.is_internal(message):
             received = Internal(received)
-        if self._held and not (type(received) is Internal and self._may_overtake()):
+        if self.held and not (type(received) is Internal and self._may_overtake()):
             self._hold(HeldLine(size, message))
         elif self.closing:
             self.deliveries.drop(size)
@@ -113,7 +114,7 @@ class Incoming:
         Those are the sender's until then, and it counts them. A hole is not passed, nor another
         internal message.
         """
-        first = self._held[0]
+        first = self.held[0]
         return self.listens_internal and first.fds is not None and not self._held_internal
 
     # -- lines of the native dialect -------------------------------------------------------------
@@ -154,7 +155,7 @@ class Incoming:
         self.credit.take_handle(sequence, count)
         self.credit.take_bytes(size)
         # Nothing is in the way: the rule.
-        if not (self._held or self.closing) and self.deliveries.may_add_handle(count):
+        if not (self.held or self.closing) and self.deliveries.may_add_handle(count):
             if count == 1 and line.options is None:
                 fd, fd_kind = self.pairing.claim_one()
                 make = self._direct.get((line.tag, fd_kind))
@@ -191,7 +192,7 @@ class Incoming:
             self.lost.open(item)
 
     def _hold(self, item: HeldLine) -> None:
-        self._held.append(item)
+        self.held.append(item)
         self._held_bytes += item.size
         self._held_internal += envelope.is_internal(item.message)
 
@@ -303,36 +304,31 @@ class Incoming:
 
     def pump(self) -> None:
         """Move what may be moved: held to release, release to ready."""
-        if self._held:
+        if self.held:
             self._drain_held()
         self.deliveries.pump()
 
     @property
-    def holds(self) -> bool:
-        """Whether lines wait: for descriptors, or for room among what is acknowledged."""
-        return bool(self._held)
-
-    @property
     def cost(self) -> int:
         """What all that was not taken is counted for, in bytes of memory."""
-        return self.deliveries.cost + self._held_bytes + MESSAGE_COST * len(self._held)
+        return self.deliveries.cost + self._held_bytes + MESSAGE_COST * len(self.held)
 
     @property
     def is_full(self) -> bool:
         """Whether as much is held as is, while nothing here waits for more."""
         size = self.deliveries.bytes + self._held_bytes
-        count = len(self.ready) + len(self._held)
+        count = len(self.ready) + len(self.held)
         return size >= self._limits.held_bytes or count >= self._limits.held_messages
 
     @property
     def waits_for_a_reader(self) -> bool:
         """Whether a handle of the peer waits for nothing but that others are taken."""
         return bool(
-            self._held and self._held[0].fds is not None and self.deliveries.waiting_descriptors
+            self.held and self.held[0].fds is not None and self.deliveries.waiting_descriptors
         )
 
     def _drain_held(self) -> None:
-        held = self._held
+        held = self.held
         while held:
             item = held[0]
             if item.is_refused:
@@ -422,7 +418,7 @@ class Incoming:
 
     def close(self) -> None:
         """This end disconnects: refuse what is held and what still comes."""
-        for item in self._held:
+        for item in self.held:
             if item.is_refused:
                 continue
             if item.sequence:
@@ -451,7 +447,7 @@ class Incoming:
         """
         self.deliveries.settle(deliver_unacked=deliver_unacked)
         whole = deliver_unacked and not self.closing
-        held = self._held
+        held = self.held
         try:
             while held:
                 item = held.popleft()

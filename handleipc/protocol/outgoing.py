@@ -136,7 +136,8 @@ class Outgoing:
             self._put_back(stage)
         if not self.native:
             return self._node_stage()
-        return (self._answer_stage() if self.window.resends else None) or self._native_stage()
+        answers = self._answer_stage() if self.window.resends.due else None
+        return answers or (self._native_stage() if self.queue.items else None)
 
     def begun(self, stage: Stage) -> None:
         """Count a stage whose first byte the kernel took, and all descriptors with it."""
@@ -205,8 +206,6 @@ class Outgoing:
         return stage
 
     def _native_stage(self) -> Stage | None:
-        if not self.queue.items:
-            return None
         window = self.window
         stage = Stage(b"")
         lines: list[bytes] = []

@@ -23,23 +23,21 @@ class Resends:
         limits: how often a peer may ask.
     """
 
-    __slots__ = ("_asks", "_due", "_limits", "_order", "look_at", "peer_has_read", "unread")
+    __slots__ = ("_asks", "_limits", "_order", "due", "look_at", "peer_has_read", "unread")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._asks: dict[int, int] = {}
         # In the order asked for; what has ended meanwhile is passed over.
         self._order: deque[int] = deque()
-        self._due: set[int] = set()
+        self.due: set[int] = set()
+        """Those that are to leave again."""
         self.unread: set[int] = set()
         """Those that left again, and may still lie unread in the peer's socket."""
         self.peer_has_read: Callable[[], bool] = lambda: True
         """Says whether the peer has taken all that was written to it, as far as can be known."""
         self.look_at: float | None = None
         """When to look again whether it has."""
-
-    def __bool__(self) -> bool:
-        return bool(self._due)
 
     @property
     def were_asked(self) -> bool:
@@ -52,13 +50,13 @@ class Resends:
         Raises:
             RemoteProtocolError: it is on its way again already, or was asked for too often.
         """
-        if sequence in self._due:
+        if sequence in self.due:
             raise RemoteProtocolError(f"the peer asked twice for handle {sequence}")
         asks = self._asks[sequence] = self._asks.get(sequence, 0) + 1
         if asks > self._limits.asks:
             raise RemoteProtocolError(f"the peer asked for handle {sequence} too often")
         self._order.append(sequence)
-        self._due.add(sequence)
+        self.due.add(sequence)
 
     def may_leave(self, now: float) -> bool:
         """Say whether an answer may leave now.
@@ -78,19 +76,19 @@ class Resends:
         """Return the number that is due next; ``staged`` then takes it out."""
         order = self._order
         while order:
-            if order[0] in self._due:
+            if order[0] in self.due:
                 return order[0]
             order.popleft()
         return None
 
     def staged(self) -> None:
         """Take out what ``next`` returned: it goes into a stage."""
-        self._due.discard(self._order.popleft())
+        self.due.discard(self._order.popleft())
 
     def put_back(self, sequence: int) -> None:
         """Put one back in front: its stage has not left."""
         self._order.appendleft(sequence)
-        self._due.add(sequence)
+        self.due.add(sequence)
 
     def left(self, sequences: Iterable[int]) -> None:
         """Count these as on their way."""
@@ -100,11 +98,11 @@ class Resends:
         """Forget one that has ended."""
         if self._asks.pop(sequence, None) is not None:
             self.unread.discard(sequence)
-            self._due.discard(sequence)
+            self.due.discard(sequence)
 
     def clear(self) -> None:
         """Forget everything."""
         self.look_at = None
         self._order.clear()
-        self._due.clear()
+        self.due.clear()
         self.unread.clear()

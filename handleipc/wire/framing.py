@@ -124,7 +124,8 @@ class LineFramer:
         self.reader.max_fds = MAX_FDS
         self._view = memoryview(b"")
         self._data: CData | None = None
-        self._capacity = 0
+        self.is_large = False
+        """Whether ``shrink`` may give memory back."""
         self._buffer: mmap.mmap | None = None
         self._resize(min(INITIAL_CAPACITY, line_limit))
 
@@ -204,7 +205,7 @@ class LineFramer:
     def shrink(self) -> None:
         """Give the memory of a large message back, if the buffer is empty now."""
         reader = self.reader
-        if self._capacity > SHRINK_ABOVE and reader.consumed == reader.filled:
+        if self.is_large and reader.consumed == reader.filled:
             reader.position += reader.consumed
             reader.consumed = reader.scanned = reader.filled = 0
             with contextlib.suppress(OSError):  # no memory even for less: this one still serves
@@ -223,7 +224,8 @@ class LineFramer:
         self._view = memoryview(grown)
         self._data = ffi.from_buffer("char[]", grown)
         self.reader.data = self._data
-        self.reader.capacity = self._capacity = capacity
+        self.reader.capacity = capacity
+        self.is_large = capacity > SHRINK_ABOVE
 
     def _grow_in_place(self, capacity: int) -> mmap.mmap | None:
         buffer = self._buffer

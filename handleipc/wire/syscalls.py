@@ -178,7 +178,8 @@ class Receiver:
         """
         framer = self._framer
         self.must_go_on = False
-        framer.shrink()
+        if framer.is_large:
+            framer.shrink()
         framer.reader.max_ends = lines
         outcome = _hipc_receive(fd, framer.reader, budget)
         if outcome < 0:

@@ -206,7 +206,7 @@ async def test_a_reader_after_an_interrupted_turn() -> None:
     async with joined("native") as (a, b):
         b._protocol.incoming.deliveries.pace = 0
         a.send_nowait(1, descriptor())
-        await until(lambda: b._protocol.incoming.holds)
+        await until(lambda: b._protocol.incoming.held)
         real = b._exchange
 
         def exchange() -> bool:
@@ -271,7 +271,7 @@ async def test_an_end_from_within_a_conversion(monkeypatch: pytest.MonkeyPatch, 
         a.on("undelivered", back)
         a.send_nowait(1, Thing(1))
         a.send_nowait(2)
-        await until(lambda: b._protocol.incoming.holds)
+        await until(lambda: b._protocol.incoming.held)
         unexpected = None
         try:
             _, handle = await b.recv()
@@ -363,8 +363,8 @@ async def test_an_interrupted_settling(monkeypatch: pytest.MonkeyPatch) -> None:
         for number, (_, write) in enumerate(pipes, 1):
             peer.write(b'[1,1]\n[2,%d,1,"thing",0]\n' % number, fds=(write,))
             os.close(write)
-        await until(lambda: len(channel._protocol.incoming._held) == 3)
-        held = [item.fds for item in channel._protocol.incoming._held]
+        await until(lambda: len(channel._protocol.incoming.held) == 3)
+        held = [item.fds for item in channel._protocol.incoming.held]
         with pytest.raises(Interrupt):
             channel._end(handleipc.HandleIPCError("the peer has ended"), peer_is_dead=True)
         leaked = []
@@ -451,14 +451,14 @@ async def test_a_node_peer_floods_behind_its_handle() -> None:
                 assert await peer.line() == ACK
         os.close(read)
         os.close(write)
-        await until(lambda: channel._protocol.incoming.holds)
+        await until(lambda: channel._protocol.incoming.held)
         for _ in range(200):
             try:
                 peer.sock.send(b"1\n" * 5000)
             except BlockingIOError:
                 pass
             await asyncio.sleep(0)
-        assert len(channel._protocol.incoming._held) <= 5000
+        assert len(channel._protocol.incoming.held) <= 5000
 
 
 async def test_internal_messages_behind_held_ones() -> None:
@@ -472,7 +472,7 @@ async def test_internal_messages_behind_held_ones() -> None:
         os.close(read)
         os.close(write)
         await write_all(peer, b"[0,1]\n" * 60_000)
-        await until(lambda: len(channel._protocol.incoming._held) == 60_001)
+        await until(lambda: len(channel._protocol.incoming.held) == 60_001)
         start = time.process_time()
         await write_all(peer, b'[0,{"cmd":"NODE_x"}]\n' * 400)
         await seen.next(400)

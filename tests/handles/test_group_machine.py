@@ -377,7 +377,7 @@ class ListsMachine(RuleBasedStateMachine):
         assert self.server.local == local[id(self.server)]
         for process in self.living:
             for end in process.ends:
-                for group in end.lists._received.values():
+                for group in end.lists.received_lists.values():
                     assert group.local == local[id(group)]
         if self.asked and not upper:
             assert self.told == self.asked

@@ -1475,14 +1475,14 @@ def test_a_kind_that_is_known() -> None:
         (3, Thing(end, "y", None, [7])),
         (4, Thing(end, "x", {"key": "k"}, [8])),
     ]
-    assert not end.protocol.incoming.holds
+    assert not end.protocol.incoming.held
 
 
 def test_what_comes_while_closing_is_dropped() -> None:
     """What had arrived before stays readable, also behind a handle that lacks its descriptors."""
     end = native()
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n[0,"held"]\n', [], lost=True)
-    assert end.protocol.incoming.holds
+    assert end.protocol.incoming.held
     end.protocol.disconnect(9)
     end.feed(b'[0,"late"]\n')
     end.protocol.receive_eof()

@@ -202,7 +202,7 @@ def test_acknowledging_what_was_asked_for_is_linear() -> None:
     for number in range(1, 901):
         end.feed(ack(number, 1000 + number))
     assert len(end.outcomes()) == 900
-    assert not window.resends
+    assert not window.resends.due
     assert end.write() == []
 
 

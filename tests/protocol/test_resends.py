@@ -23,9 +23,9 @@ def test_answers_leave_in_the_order_asked_for() -> None:
     answers = Resends(Limits())
     for number in (2, 1, 3):
         answers.ask(number)
-    assert answers
+    assert answers.due
     assert stage_all(answers) == [2, 1, 3]
-    assert not answers
+    assert not answers.due
 
 
 def test_asked_twice() -> None:
@@ -89,7 +89,7 @@ def test_what_ended_while_it_was_due_is_passed_over() -> None:
     answers.ask(3)
     answers.forget(3)
     assert answers.next() is None
-    assert not answers
+    assert not answers.due
 
 
 def test_what_did_not_leave_comes_first_again() -> None:
@@ -113,5 +113,5 @@ def test_forget_everything() -> None:
     answers.ask(2)
     answers.may_leave(0.0)
     answers.clear()
-    assert not answers
+    assert not answers.due
     assert (answers.next(), answers.look_at, answers.unread) == (None, None, set())

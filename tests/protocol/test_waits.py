@@ -133,7 +133,7 @@ def test_nobody_is_told_while_everything_is_taken() -> None:
     end.feed(b'[1,2]\n[2,1,1,"x",1]\n[2,2,1,"x",2]\n', [6], lost=True)
     turn(end, for_peer=True)
     assert end.protocol.incoming.deliveries.waiting_descriptors == 1
-    assert end.protocol.incoming.holds
+    assert end.protocol.incoming.held
     end.protocol.incoming.lost.ask_at = None
     turn(end, for_peer=True)
     assert end.protocol.deadline() is None
@@ -245,7 +245,7 @@ def test_a_refused_handle_is_refused_once() -> None:
     end = native(reads=False)
     end.feed(b'[1,2]\n[2,1,1,"x",1]\n[2,2,1,"x",2]\n', [5, 6])
     incoming = end.protocol.incoming
-    incoming._refuse(incoming._held[1], "type")
+    incoming._refuse(incoming.held[1], "type")
     end.protocol.disconnect(9.0)
     lines = end.lines()
     assert b'"refuse":[[2,1,"type"],[1,1,"closing"]]' in lines
