@@ -259,8 +259,7 @@ class ChannelProtocol:
         if speaks:
             if switches:
                 self._switch()
-            fields = {"native": envelope.VERSION} if switches else {}
-            lines.append(envelope.spell_control({**fields, **incoming.take_control()}))
+            lines.append(incoming.take_control({"native": envelope.VERSION} if switches else {}))
         lines += incoming.replies.take()
         stage = Stage(b"".join(lines), is_control=True)
         stage.marks.append((len(stage.data), incoming.deliveries.control_staged()))

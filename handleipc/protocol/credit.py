@@ -114,11 +114,11 @@ class Credit:
         """Halve the window: descriptors were lost for want of free slots."""
         self._window = max(1, self._window // 2)
 
-    def say(self, taken: int) -> dict[str, object]:
-        """Return the fields of a control line, and count them as said. They never fall."""
+    def say(self, taken: int) -> tuple[int, int, int]:
+        """Return what is acknowledged and granted now, and count it as said. It never falls."""
         self.descriptors = max(self.descriptors, self._done_descriptors + self._window)
         self.size = max(self.size, taken + self._size)
         self._watch_for_half()
         self._window = min(self._window_size, self._window + 1)
         self._ack_said = self.ack
-        return {"ack": self.ack, "descriptors": self.descriptors, "bytes": self.size}
+        return self.ack, self.descriptors, self.size

@@ -403,16 +403,14 @@ class Incoming:
         credit = self.credit
         return credit.bytes_in >= credit.due_at and self._granted_from >= credit.due_at
 
-    def take_control(self) -> dict[str, object]:
-        """Return the fields of the control line that is due now, and count them as said."""
-        fields: dict[str, object] = {}
+    def take_control(self, fields: dict[str, object]) -> bytes:
+        """Return the control line that is due now, with ``fields``, and count it as said."""
         if self.refusals:
             fields["refuse"], self.refusals = self.refusals, []
-        fields.update(self.credit.say(self._granted_from))
         if self.lost.ask is not None:
             fields["again"], self.lost.ask = list(self.lost.ask), None
         self.owes = False
-        return fields
+        return envelope.spell_control(self.credit.say(self._granted_from), fields)
 
     # -- ends ------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ __all__ = [
     "Again",
     "Control",
     "DescriptorCount",
+    "Grant",
     "Handle",
     "Message",
     "NativeLine",
@@ -71,8 +72,9 @@ ENVELOPE_BYTES = 4096
 
 _TOO_DEEP = "the peer sent a message that is nested too deep (Limits.depth)"
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
-_Sequence = Annotated[int, msgspec.Meta(ge=1, lt=1 << 53)]
+MOST = 1 << 53
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=MOST)]
+_Sequence = Annotated[int, msgspec.Meta(ge=1, lt=MOST)]
 _Descriptors = Annotated[int, msgspec.Meta(ge=1, le=253)]
 
 
@@ -116,6 +118,8 @@ class Control(msgspec.Struct):
     again: tuple[_Sequence, _Sequence] | None = None
 
 
+Grant = tuple[int, int, int]
+"""The ``ack``, ``descriptors`` and ``bytes`` of a control line."""
 NativeLine = Message | DescriptorCount | Handle | Again | dict[str, Any]
 
 decode_line: Callable[[bytes | memoryview], NativeLine] = msgspec.json.Decoder(NativeLine).decode
@@ -190,6 +194,14 @@ def decode_control(value: dict[str, Any]) -> Control:
     Raises:
         MalformedEnvelope: a field has the wrong type.
     """
+    if len(value) == 4:  # nearly all of them, without asking msgspec about each field
+        ack, descriptors, size = value.get("ack"), value.get("descriptors"), value.get("bytes")
+        if (
+            type(ack) is type(descriptors) is type(size) is int
+            and min(ack, descriptors, size) >= 0
+            and max(ack, descriptors, size) < MOST
+        ):
+            return Control(0, ack, descriptors, size)
     known = {name: value[name] for name in Control.__struct_fields__ if name in value}
     control: Control = _convert(known, Control, "a malformed control line")
     return control
@@ -243,6 +255,7 @@ def spell_again(sequence: int, fds: int) -> bytes:
     return b"[3,%d,%d]\n" % (sequence, fds)
 
 
-def spell_control(fields: dict[str, Any]) -> bytes:
-    """Spell a control line."""
-    return codec.spell({"cmd": COMMAND_NATIVE, **fields}) + b"\n"
+def spell_control(grant: Grant, more: dict[str, Any] | None = None) -> bytes:
+    """Spell a control line: what is acknowledged and granted, and other fields."""
+    first = b"%b," % codec.spell(more)[1:-1] if more else b""
+    return b'{"cmd":"NODE_HANDLEIPC",%b"ack":%d,"descriptors":%d,"bytes":%d}\n' % (first, *grant)

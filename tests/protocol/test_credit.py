@@ -13,7 +13,7 @@ def test_what_was_invited_is_granted_from_the_start() -> None:
     """And nothing else, until it is said."""
     grants = Credit(Limits(window=8, bytes=100), 2, 10)
     assert (grants.descriptors, grants.size) == (2, 10)
-    assert grants.say(0) == {"ack": 0, "descriptors": 8, "bytes": 100}
+    assert grants.say(0) == (0, 8, 100)
 
 
 def test_one_line_may_overshoot() -> None:
@@ -40,7 +40,7 @@ def test_descriptors_are_what_is_granted() -> None:
     grants.take_handle(1, 4)
     grants.take_handle(2, 4)
     grants.done(1, 4)
-    assert grants.say(0)["descriptors"] == 12
+    assert grants.say(0)[1] == 12
     grants.take_handle(3, 4)
     with pytest.raises(RemoteProtocolError, match="sent 13 descriptors, and was granted 12"):
         grants.take_handle(4, 1)
@@ -56,7 +56,7 @@ def test_a_handle_larger_than_the_window_comes_alone() -> None:
     grants = Credit(Limits(window=2), 2, 10)
     grants.take_handle(1, 9)
     grants.done(1, 9)
-    assert grants.say(0) == {"ack": 1, "descriptors": 11, "bytes": Limits().bytes}
+    assert grants.say(0) == (1, 11, Limits().bytes)
     grants.take_handle(2, 9)
 
 
@@ -64,13 +64,13 @@ def test_grants_never_fall() -> None:
     """A loss halves the window: what was said stays, and more is said only beyond it."""
     grants = Credit(Limits(window=8, bytes=100), 8, 100)
     grants.lost_some()
-    assert grants.say(0)["descriptors"] == 8
+    assert grants.say(0)[1] == 8
     for number in range(1, 6):
         grants.take_handle(number, 1)
         grants.done(number, 1)
     # Four, half of it, and one more for each line since, are granted beyond the five.
-    assert grants.say(0)["descriptors"] == 10
-    assert grants.say(0)["bytes"] == 100
+    assert grants.say(0)[1] == 10
+    assert grants.say(0)[2] == 100
 
 
 def test_the_window_grows_back() -> None:
@@ -78,7 +78,7 @@ def test_the_window_grows_back() -> None:
     grants = Credit(Limits(window=4), 0, 10)
     for _ in range(5):
         grants.lost_some()
-    assert [grants.say(0)["descriptors"] for _ in range(6)] == [1, 2, 3, 4, 4, 4]
+    assert [grants.say(0)[1] for _ in range(6)] == [1, 2, 3, 4, 4, 4]
 
 
 @pytest.mark.parametrize(("size", "taken"), [(100, 50), (1, 1), (3, 1)])
@@ -86,5 +86,5 @@ def test_half_a_window_of_bytes_is_worth_a_line(size: int, taken: int) -> None:
     """Less is not, or ends that take each line at once would send a grant for each."""
     grants = Credit(Limits(bytes=size), 8, size)
     assert grants.due_at == taken
-    assert grants.say(taken)["bytes"] == size + taken
+    assert grants.say(taken)[2] == size + taken
     assert grants.due_at == 2 * taken

@@ -61,14 +61,25 @@ def test_count_and_again_round_trip(sequence: int, fds: int) -> None:
     assert read(envelope.spell_again(sequence, fds)) == Again(sequence, fds)
 
 
-@given(st.dictionaries(st.sampled_from(["native", "ack", "descriptors", "bytes"]), NUMBERS))
-def test_control_round_trip(fields: dict[str, int]) -> None:
-    """A control line comes back as the object that it is in both dialects."""
-    value = read(envelope.spell_control(fields))
-    assert value == {"cmd": "NODE_HANDLEIPC", **fields}
+REFUSALS = st.lists(st.tuples(NUMBERS, NUMBERS, st.text()), max_size=3)
+
+
+@given(
+    st.tuples(NUMBERS, NUMBERS, NUMBERS),
+    st.fixed_dictionaries(
+        {}, optional={"native": NUMBERS, "refuse": REFUSALS, "again": st.tuples(NUMBERS, NUMBERS)}
+    ),
+)
+def test_control_round_trip(grant: tuple[int, int, int], more: dict[str, object]) -> None:
+    """A control line comes back as the object that it is in both dialects, short or not."""
+    spelled = envelope.spell_control(grant, more)
+    value = read(spelled)
     assert isinstance(value, dict)
+    assert value["cmd"] == "NODE_HANDLEIPC"
     control = envelope.decode_control(value)
-    assert {name: getattr(control, name) for name in fields} == fields
+    assert (control.ack, control.descriptors, control.bytes) == grant
+    assert {name: getattr(control, name) for name in more} == more
+    assert envelope.spell_control(grant) == envelope.spell_control(grant, {})
 
 
 def test_handle_without_options_is_shorter() -> None:
