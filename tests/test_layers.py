@@ -32,8 +32,8 @@ LAYERS = [
     {"handles.kinds"},
     {"handles.registry"},
     # protocol
-    {"protocol.deliveries", "protocol.credit", "protocol.resends", "protocol.pairing"},
-    {"protocol.lost", "protocol.stages"},
+    {"protocol.deliveries", "protocol.credit", "protocol.pairing", "protocol.timers"},
+    {"protocol.lost", "protocol.resends", "protocol.stages"},
     {"protocol.node", "protocol.sendqueue", "protocol.window"},
     {"protocol.incoming", "protocol.outgoing"},
     {"protocol.dispatch"},
@@ -49,6 +49,7 @@ LAYERS = [
         "asyncio.hangups",
         "asyncio.lingering",
         "asyncio.logs",
+        "asyncio.pace",
         "asyncio.pipes",
         "asyncio.reasons",
         "asyncio.reaping",

@@ -283,7 +283,9 @@ class Channel(Sender):
     # -- what the driver asks --------------------------------------------------------------------
 
     def _begin_turn(self) -> None:
-        self._protocol.incoming.deliveries.turn_ended(is_waited_for=self._reader is not None)
+        deliveries = self._protocol.incoming.deliveries
+        if deliveries.was_taken or deliveries.waiting_descriptors:
+            deliveries.turn_ended(is_waited_for=self._reader is not None)
 
     def _prepare(self) -> None:
         if self._takers_changed:
@@ -303,15 +305,18 @@ class Channel(Sender):
         if outgoing.outcomes:
             self._report_outcomes()
         # Only for what is still waited for, now that all was written that could be.
-        if self._is_waited_for or protocol.is_waited_for:
+        waits = bool(self._senders or self._drainers or self._flushers)
+        if waits or protocol.is_waited_for:
             given = self._watch_waits()
         if deliveries.ready or deliveries.urgent:
             given = self._deliver() or given
         if protocol.has_faults:
             self._report_faults()
-        if self._is_waited_for:
+        if waits:
             self._wake_waiters()
-        return ((self._is_waited_for or incoming.wants_more) and self._ask_for_more()) or given
+        if waits or incoming.wants_more:
+            given = self._ask_for_more() or given
+        return given
 
     def _ask_for_more(self) -> bool:
         """Let the peer send on while somebody here still waits. Returns whether it is to be told.

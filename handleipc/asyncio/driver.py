@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 from handleipc.asyncio.attachment import NO_THREAD, Attachment, process_system
+from handleipc.asyncio.pace import Pace
 from handleipc.asyncio.reasons import why_closed
 from handleipc.exceptions import (
     ChannelClosed,
@@ -31,7 +32,7 @@ from handleipc.exceptions import (
 )
 from handleipc.protocol.channel import ChannelProtocol, State
 from handleipc.protocol.stages import Stage
-from handleipc.wire.framing import MAX_ENDS, Batch
+from handleipc.wire.framing import Batch
 from handleipc.wire.link import Link
 from handleipc.wire.syscalls import Refused
 
@@ -39,13 +40,7 @@ __all__ = ["Driver", "process_system"]
 
 # Bytes written before the event loop gets its turn.
 WRITE_BUDGET = 1024 * 1024
-# What one channel may do in one turn of the loop, in seconds of processor time: an exchange of a
-# neighbour's meets two or three such turns (tests/hostile measures it).
-SLICE = 0.00015
-# Lines taken in one turn are as many as that takes, but not fewer than these.
-FEWEST_LINES = 8
 CLOSED, CLOSING = State.CLOSED, State.CLOSING
-READING = 0.000001  # seconds at least that a reader takes for a message left to it
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
 # How long a peer that reads no more may take to close.
@@ -70,7 +65,7 @@ class Driver(Attachment):
         protocol.on_wake = self._wake
         protocol.before_settling = self._stop_receiving
         protocol.outgoing.window.resends.peer_has_read = self._link.peer_has_read
-        self._lines = MAX_ENDS  # to be taken in one turn
+        self._pace = Pace()
         self._in_turn = False
         self._in_protocol = False
         """Whether the protocol is at work, which calls the application's conversions and ``close``:
@@ -179,28 +174,25 @@ class Driver(Attachment):
 
     def _read_slice(self) -> None:
         """Read, and go on with what came, for about as long as a turn may take."""
-        start = time.thread_time()  # not lost with the processor, as on a busy machine
+        self._pace.begin()
         self._read()
         self._work()
-        took = time.thread_time() - start + READING * len(self._protocol.incoming.ready)
-        if took > SLICE:
-            self._lines = max(FEWEST_LINES, self._lines // 2)
-        elif self._lines < MAX_ENDS and took < SLICE / 2:
-            self._lines *= 2
+        self._pace.end(len(self._protocol.incoming.ready))
 
     def _work(self) -> None:
         """Write and give what there is, then end the channel or watch for what comes next."""
         if self._end_after is not None:
             self._end_after()
-        writing = not self._is_over and self._go_on()
-        if self._is_over:
+        writing = None if self._is_over else self._go_on()
+        if writing is None:
             self._end()
             return
         protocol = self._protocol
         if protocol.give_up is not None:
             self._end(protocol.give_up)
             return
-        reading = protocol.want_read(waiting=self._is_waited_for)
+        # What a native peer may send was granted, so it is always read.
+        reading = protocol.incoming.native or protocol.want_read(waiting=self._is_waited_for)
         if reading and self._read_again_at is not None:
             reading = False
         if not reading or writing or not self._is_reading or self._is_writing:
@@ -246,8 +238,11 @@ class Driver(Attachment):
         finally:
             self._in_turn = self._in_protocol = False
 
-    def _go_on(self) -> bool:
-        """Write and give in turns, since each makes room for the other. Returns ``_write``'s."""
+    def _go_on(self) -> bool | None:
+        """Write and give in turns, since each makes room for the other.
+
+        Returns what ``_write`` does; None if the channel is over.
+        """
         protocol = self._protocol
         self._prepare()
         while True:
@@ -260,13 +255,13 @@ class Driver(Attachment):
                 self._in_protocol = False
             if self._end_after is not None:
                 self._end_after()
-                return False
+                return None
             given = self._exchange()
             if self._is_over:
-                return writing
+                return None
             if protocol.state is CLOSING and protocol.finished:
                 self._end(politely=True)
-                return writing
+                return None
             if not given:
                 return writing
 
@@ -278,7 +273,7 @@ class Driver(Attachment):
             return
         self._read_again_at = None
         try:
-            batch = self._link.read(self._lines)
+            batch = self._link.read(self._pace.lines)
         except RemoteProtocolError as error:
             self._protocol.is_deaf = True
             self._protocol.abort(error)
@@ -498,6 +493,6 @@ class Driver(Attachment):
                 return
             due = protocol.deadline()
             wait = left if due is None else min(left, max(0.0, due - process_system.clock()))
-            if self._link.wait(wait, writing=writing) or self._link.must_go_on:
+            if self._link.wait(wait, writing=bool(writing)) or self._link.must_go_on:
                 self._read()
             protocol.on_deadline()

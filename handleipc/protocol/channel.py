@@ -44,6 +44,7 @@ from handleipc.protocol.dispatch import Dispatch
 from handleipc.protocol.incoming import Incoming
 from handleipc.protocol.outgoing import Outgoing
 from handleipc.protocol.stages import Entry, Stage
+from handleipc.protocol.timers import Timer, Timers
 from handleipc.system import System
 from handleipc.wire import envelope
 from handleipc.wire.framing import Batch
@@ -57,9 +58,6 @@ class State(enum.Enum):
     OPEN = enum.auto()
     CLOSING = enum.auto()
     CLOSED = enum.auto()
-
-
-_NEVER = (None,) * 9  # as many as there are deadlines
 
 
 class ChannelProtocol:
@@ -91,10 +89,13 @@ class ChannelProtocol:
         """Why the channel ended, if it did not end politely."""
         self.ended_here = False
         """Whether this end's ``disconnect`` ended it."""
-        grants = invited_by or Invitation(0, 0)
-        self.outgoing = Outgoing(limits, system, grants.descriptors, grants.bytes)
+        timers = self.timers = Timers(system.clock)
+        self.deadline = timers.deadline
+        """Returns when ``on_deadline`` is to be called, on the system's clock; None for never."""
+        granted = invited_by or Invitation(0, 0)
+        self.outgoing = Outgoing(limits, system, timers, granted)
         gave = Invitation(limits.window, limits.bytes) if inviting else Invitation(0, 0)
-        self.incoming = Incoming(limits, system, convert, gave, direct=direct, check=check)
+        self.incoming = Incoming(limits, system, timers, convert, gave, direct=direct, check=check)
         self.outgoing.hold_native_only = inviting
         self.peer = Dispatch(
             limits, self.incoming, self.outgoing, inviting=inviting, invited=invited_by is not None
@@ -113,15 +114,10 @@ class ChannelProtocol:
         """Called once, before anything is settled: shut the reading side of the socket down."""
         self.nobody_takes = False
         """Whether a local wait was for a peer that waits for us to take its handles, too long."""
-        self._retry_at: float | None = None
         self._retry_delay = 0.0
         self._no_memory_since: float | None = None
-        self._busy_at: float | None = None
         self._busy_key: object = None
         self._waits_since: tuple[int | None, float] = (None, 0.0)
-        self._progress_at: float | None = None
-        self._hello_at: float | None = None
-        self._disconnect_at: float | None = None
 
     @property
     def dialect(self) -> str:
@@ -152,7 +148,14 @@ class ChannelProtocol:
         if stage is not None and (stage.offset or stage.is_control):
             return stage
         incoming = self.incoming
-        if incoming.owes or incoming.replies.lines or self.peer.may_switch:
+        credit = incoming.credit
+        if (
+            incoming.owes
+            or incoming.replies.lines
+            or incoming.lost.ask is not None
+            or not outgoing.native
+            or (credit.bytes_in >= credit.due_at and incoming.grant_due)
+        ):
             control = self._control()
             if control is not None:
                 outgoing.park()
@@ -160,14 +163,14 @@ class ChannelProtocol:
                 return control
         if stage is not None:
             outgoing.park()
-        if self._retry_at is not None:
+        if Timer.RETRY in self.timers.running:
             return None
         try:
             outgoing.stage = outgoing.next_data()
         except DescriptorReleased:
             self._give_up("a handle was closed while the peer asked for it again")
             return None
-        if outgoing.hold_native_only or self._hello_at is not None:
+        if outgoing.hold_native_only or Timer.HELLO in self.timers.running:
             self._watch_hello()
         return outgoing.stage
 
@@ -199,7 +202,7 @@ class ChannelProtocol:
         self._retry_delay = min(
             max(limits.in_flight_delay, 2 * self._retry_delay), limits.in_flight_delay_max
         )
-        self._retry_at = self._system.clock() + self._retry_delay
+        self.timers.start(Timer.RETRY, self._retry_delay)
         self.outgoing.in_flight.wait(self.retry_now)
 
     def out_of_memory(self) -> bool:
@@ -226,8 +229,7 @@ class ChannelProtocol:
 
     def retry_now(self) -> None:
         """Some handle in this process was acknowledged: there may be room."""
-        if self._retry_at is not None:
-            self._retry_at = None
+        if self.timers.stop(Timer.RETRY):
             self.on_wake()
 
     def handles_refused(self, reason: str) -> None:
@@ -277,7 +279,8 @@ class ChannelProtocol:
     def received(self, batch: Batch) -> None:
         """Take the lines and descriptors of one read. Faults of the peer end the channel."""
         incoming = self.incoming
-        incoming.pairing.add(batch.sets)
+        if batch.sets:
+            incoming.pairing.add(batch.sets)
         if self.state is State.CLOSED or self.is_deaf:
             incoming.pairing.close()
             return
@@ -295,7 +298,7 @@ class ChannelProtocol:
         if incoming.held:
             incoming.pump()
         pairing = incoming.pairing
-        if self._progress_at is not None or pairing.sets or pairing.places:
+        if pairing.sets or pairing.places or Timer.PROGRESS in self.timers.running:
             self._watch_progress()
 
     def receive_eof(self, *, peer_is_dead: bool = False) -> None:
@@ -314,7 +317,7 @@ class ChannelProtocol:
         """Send nothing new, flush what is queued, then end. Does nothing the second time."""
         if self.state is State.OPEN:
             self.state = State.CLOSING
-            self._disconnect_at = self._system.clock() + timeout
+            self.timers.start(Timer.DISCONNECT, timeout)
             self.incoming.close()
             self.incoming.pump()
 
@@ -358,8 +361,7 @@ class ChannelProtocol:
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
-        self._retry_at = self._progress_at = self._hello_at = self._disconnect_at = None
-        self._busy_at = None
+        self.timers.stop_all()
         self.outgoing.in_flight.forget(self.retry_now)
         self.before_settling()
         self.outgoing.settle(
@@ -439,64 +441,41 @@ class ChannelProtocol:
         begins = awaited and not deliveries.is_awaited and bool(incoming.held)
         deliveries.is_awaited = awaited
         if not (awaited and incoming.waits_for_a_reader):
-            self._busy_at, self.nobody_takes = None, False
+            self.nobody_takes = False
+            self.timers.stop(Timer.BUSY)
             return begins
         key = (outgoing.window.acked, deliveries.bytes_taken, deliveries.pace)
-        if self._busy_at is None or key != self._busy_key:
+        if Timer.BUSY not in self.timers.running or key != self._busy_key:
             self._busy_key = key
-            self._busy_at = self._system.clock() + self.limits.retry_time
+            self.timers.start(Timer.BUSY, self.limits.retry_time)
         return begins
 
     # -- time ------------------------------------------------------------------------------------
 
-    def deadline(self) -> float | None:
-        """Return when ``on_deadline`` is to be called, on the system's clock; None for never."""
-        times = (
-            self._retry_at,
-            self._progress_at,
-            self._hello_at,
-            self._disconnect_at,
-            self._busy_at,
-            self.outgoing.window.resends.look_at,
-            self.incoming.lost.ask_at,
-            self.incoming.replies.nack_at,
-            self.outgoing.node.resend_at if self.outgoing.stage is None else None,
-        )
-        if times == _NEVER:
-            return None
-        return min(at for at in times if at is not None)
-
     def on_deadline(self) -> None:
         """Do what has become due; afterwards there may be something to write."""
-        now = self._system.clock()
-        incoming = self.incoming
-        if self._retry_at is not None and now >= self._retry_at:
-            self._retry_at = None
-        if incoming.lost.ask_at is not None and now >= incoming.lost.ask_at:
-            incoming.on_ask_time()
-            incoming.pump()
-        nack_at = incoming.replies.nack_at
-        if nack_at is not None and now >= nack_at:
-            incoming.on_nack_time()
-        if self._hello_at is not None and now >= self._hello_at:
-            self._hello_at = None
-            self.outgoing.hold_native_only = False
-        answers = self.outgoing.window.resends
-        if answers.look_at is not None and now >= answers.look_at:
-            answers.look_at = None
-        if self._busy_at is not None and now >= self._busy_at:
-            self._busy_at = None
-            self.nobody_takes = True
-        if self._progress_at is not None and now >= self._progress_at:
-            self._fail(
-                RemoteProtocolError(
-                    "the peer sent descriptors and left their line or set unfinished"
-                    f" (Limits.incomplete_timeout is {self.limits.incomplete_timeout:g} s)"
-                )
-            )
-        elif self._disconnect_at is not None and now >= self._disconnect_at:
-            self._disconnect_at = None
-            self._give_up("disconnect() could not flush within its timeout")
+        for timer in self.timers.due():  # those without a case held something back till now
+            if self.timers.stop(timer):
+                self._do(timer)
+
+    def _do(self, timer: Timer) -> None:
+        match timer:
+            case Timer.ASK:
+                self.incoming.on_ask_time()
+                self.incoming.pump()
+            case Timer.NACK:
+                self.incoming.on_nack_time()
+            case Timer.HELLO:
+                self.outgoing.hold_native_only = False
+            case Timer.BUSY:
+                self.nobody_takes = True
+            case Timer.PROGRESS:
+                patience = self.limits.incomplete_timeout
+                why = "the peer sent descriptors and left their line or set unfinished"
+                why += f" (Limits.incomplete_timeout is {patience:g} s)"
+                self._fail(RemoteProtocolError(why))
+            case Timer.DISCONNECT:
+                self._give_up("disconnect() could not flush within its timeout")
 
     def _watch_progress(self) -> None:
         """Bound how long a native peer may have us keep descriptors of what it does not finish.
@@ -505,17 +484,16 @@ class ChannelProtocol:
         """
         since = self.incoming.pairing.waits_since if self.incoming.native else None
         if since is None:
-            self._progress_at = None
+            self.timers.stop(Timer.PROGRESS)
             return
         now, patience = self._system.clock(), self.limits.incomplete_timeout
-        if self._progress_at is None or self._waits_since[0] != since:
+        if Timer.PROGRESS not in self.timers.running or self._waits_since[0] != since:
             self._waits_since = since, now
-        self._progress_at = min(now + patience, self._waits_since[1] + 10 * patience)
+        self.timers.start(Timer.PROGRESS, min(patience, self._waits_since[1] + 10 * patience - now))
 
     def _watch_hello(self) -> None:
         outgoing = self.outgoing
-        waits = outgoing.hold_native_only and outgoing.queue.native_only_first
-        if not waits:
-            self._hello_at = None
-        elif self._hello_at is None:
-            self._hello_at = self._system.clock() + self.limits.hello_timeout
+        if not (outgoing.hold_native_only and outgoing.queue.native_only_first):
+            self.timers.stop(Timer.HELLO)
+        elif Timer.HELLO not in self.timers.running:
+            self.timers.start(Timer.HELLO, self.limits.hello_timeout)

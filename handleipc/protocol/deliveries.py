@@ -72,7 +72,6 @@ class Deliveries:
         "_staged",
         "_staged_chunks",
         "_took_handles",
-        "_was_taken",
         "bytes",
         "bytes_taken",
         "bytes_waiting",
@@ -84,6 +83,7 @@ class Deliveries:
         "takes_all",
         "urgent",
         "waiting_descriptors",
+        "was_taken",
     )
 
     def __init__(self, ready: int) -> None:
@@ -113,7 +113,9 @@ class Deliveries:
         # conversion may make the same object of many.
         self._heavy: dict[int, list[int]] = {}
         self._refilling = True
-        self._was_taken = self._took_handles = False
+        self._took_handles = False
+        self.was_taken = False
+        """Whether anything was in this turn of the loop."""
         # Of the next control stage, and of those that the kernel does not have yet.
         self._chunk = _Chunk()
         self._staged_chunks: deque[_Chunk] = deque()
@@ -175,9 +177,9 @@ class Deliveries:
         Args:
             is_waited_for: a reader waits, and takes it as soon as it runs.
         """
-        if self.waiting_descriptors and not (self._was_taken or is_waited_for) and self.pace > 1:
+        if self.waiting_descriptors and not (self.was_taken or is_waited_for) and self.pace > 1:
             self.pace = 1
-        self._was_taken = False
+        self.was_taken = False
 
     def add_handle(self, received: Received, size: int, descriptors: int = 1) -> None:
         """Add a handle whose acknowledgement goes with the next control stage."""
@@ -287,7 +289,7 @@ class Deliveries:
     def _taken(self, received: Received, size: int) -> Received:
         self.bytes -= size
         self.bytes_taken += size
-        self._was_taken = True
+        self.was_taken = True
         handle = received[1]
         if handle is not None:
             self._took_handles = True
@@ -302,7 +304,7 @@ class Deliveries:
         self._sizes.clear()
         self.bytes -= size
         self.bytes_taken += size
-        self._was_taken = self._took_handles = True
+        self.was_taken = self._took_handles = True
         heavy = self._heavy
         if self.settled and not self.urgent:
             self.waiting_descriptors = 0

@@ -80,7 +80,8 @@ class Dispatch:
         read = 0 if incoming.native else self._node_lines(batch)
         if read < len(ends):
             self._native_lines(batch, read)
-        incoming.check_unfinished(batch.offset + (ends[-1] if ends else batch.start))
+        if incoming.pairing.sets:
+            incoming.check_unfinished(batch.offset + (ends[-1] if ends else batch.start))
 
     def _node_lines(self, batch: Batch) -> int:
         """Take the lines of a batch, up to one that switches to native; returns how many."""

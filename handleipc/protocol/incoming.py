@@ -28,6 +28,7 @@ from handleipc.protocol.deliveries import MESSAGE_COST, Deliveries, Internal, Re
 from handleipc.protocol.lost import HeldLine, Lost
 from handleipc.protocol.node import Replies
 from handleipc.protocol.pairing import Pairing
+from handleipc.protocol.timers import Timers
 from handleipc.system import System
 from handleipc.typing import JSON, Options
 from handleipc.wire import envelope
@@ -41,6 +42,7 @@ class Incoming:
     Args:
         limits: the bounds of the channel.
         system: the clock, and the way to close descriptors.
+        timers: of the channel.
         convert: makes a handle of descriptors, or raises ``Refusal``.
         gave: what an invitation granted from the start.
         direct: as convert, for what has been found to be convertible without a question.
@@ -51,6 +53,7 @@ class Incoming:
         self,
         limits: Limits,
         system: System,
+        timers: Timers,
         convert: Convert,
         gave: Invitation,
         *,
@@ -73,13 +76,13 @@ class Incoming:
         self.held: deque[HeldLine] = deque()
         """Lines that wait: for descriptors, or for room among what is acknowledged."""
         self._held_bytes = self._held_internal = 0
-        self.lost = Lost(limits, system, self.held)
+        self.lost = Lost(limits, system, timers, self.held)
 
         self.ready = self.deliveries.ready
         """Messages that the application may take."""
 
         # What is due to be said.
-        self.replies = Replies(limits, system)
+        self.replies = Replies(limits, system, timers)
         self.refusals: list[list[object]] = []
         self.owes = False
 
@@ -399,9 +402,7 @@ class Incoming:
     @property
     def grant_due(self) -> bool:
         """Whether enough bytes became free to be worth a line."""
-        # No more can count as taken than has come, and most turns end here.
-        credit = self.credit
-        return credit.bytes_in >= credit.due_at and self._granted_from >= credit.due_at
+        return self._granted_from >= self.credit.due_at
 
     def take_control(self, fields: dict[str, object]) -> bytes:
         """Return the control line that is due now, with ``fields``, and count it as said."""
@@ -458,7 +459,6 @@ class Incoming:
             self._held_bytes = 0
         self.pairing.close()
         self.lost.close()
-        self.replies.nack_at = None
 
     def _settle_held(self, item: HeldLine, deliver_handle: bool) -> None:
         handle = None

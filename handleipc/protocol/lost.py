@@ -16,6 +16,7 @@ from collections import deque
 
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Limits
+from handleipc.protocol.timers import Timer, Timers
 from handleipc.system import System
 from handleipc.typing import JSON, Options
 
@@ -51,17 +52,20 @@ class Lost:
     Args:
         limits: pauses, and when to give up.
         system: the clock, and the count of free slots.
+        timers: where to note when to ask.
         held: the lines not yet released, in stream order; looked at, never changed.
     """
 
-    def __init__(self, limits: Limits, system: System, held: deque[HeldLine]) -> None:
+    def __init__(
+        self, limits: Limits, system: System, timers: Timers, held: deque[HeldLine]
+    ) -> None:
         self._limits = limits
         self._system = system
+        self._timers = timers
         self._held = held
         self.first: HeldLine | None = None
         self.ask: tuple[int, int] | None = None
         """What to ask for in the next control line: first handle, number of handles."""
-        self.ask_at: float | None = None
         self._asked = 0
         self._each = 0
         self._tries = 0
@@ -87,7 +91,7 @@ class Lost:
 
     def next(self) -> None:
         """The hole is filled or given up: the next one is the first now, if there is one."""
-        self.first = self.ask_at = None
+        self._forget_first()
         for line in self._held:
             if line.sequence and line.fds is None and not line.is_refused:
                 self.open(line)
@@ -123,7 +127,7 @@ class Lost:
         Returns:
             The code with which to refuse the hole if it is to be given up, else None.
         """
-        hole, self.ask_at = self.first, None
+        hole = self.first
         if hole is None or self._asked:
             return None
         if self._denied >= DENIED_AFTER:
@@ -149,7 +153,11 @@ class Lost:
         """
         if self.ask is not None:
             self.ask, self._asked = None, 0
-        self.first = self.ask_at = None
+        self._forget_first()
+
+    def _forget_first(self) -> None:
+        self.first = None
+        self._timers.stop(Timer.ASK)
 
     def _missing(self, hole: HeldLine) -> int:
         """Count handles from the hole on, without a gap, that lack as many descriptors each."""
@@ -169,4 +177,4 @@ class Lost:
             limits = self._limits
             pause = min(limits.ask_delay * 2.0 ** min(self._tries, 30), limits.ask_delay_max)
             self._tries += 1
-            self.ask_at = self._system.clock() + pause
+            self._timers.start(Timer.ASK, pause)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Limits
 from handleipc.protocol.stages import Entry, EntryState
+from handleipc.protocol.timers import Timer, Timers
 from handleipc.system import System
 from handleipc.wire import envelope
 
@@ -23,19 +24,19 @@ class Replies:
     Args:
         limits: how many may wait, and how long for a free descriptor slot.
         system: the clock, and the count of free slots.
+        timers: where to note when to look for one again.
     """
 
-    __slots__ = ("_limits", "_pause", "_since", "_system", "lines", "nack_at", "postponed")
+    __slots__ = ("_limits", "_pause", "_since", "_system", "_timers", "lines", "postponed")
 
-    def __init__(self, limits: Limits, system: System) -> None:
+    def __init__(self, limits: Limits, system: System, timers: Timers) -> None:
         self._limits = limits
         self._system = system
+        self._timers = timers
         self.lines: list[bytes] = []
         """What is due now."""
         self.postponed = 0
         """Handles whose reply waits for the application to take others."""
-        self.nack_at: float | None = None
-        """When to look again whether there is room for a lost descriptor."""
         self._since = self._pause = 0.0
 
     def check_room(self) -> None:
@@ -67,13 +68,11 @@ class Replies:
 
     def on_time(self) -> bool:
         """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
-        now = self._system.clock()
-        outage = now - self._since >= self._limits.retry_time
+        outage = self._system.clock() - self._since >= self._limits.retry_time
         if not outage and not self._system.free_slots(1):
-            self.nack_at = now + self._pause
+            self._timers.start(Timer.NACK, self._pause)
             self._pause = min(2 * self._pause, self._limits.ask_delay_max)
             return False
-        self.nack_at = None
         self.nack()
         return True
 
@@ -85,24 +84,25 @@ class Replies:
     @property
     def settled(self) -> bool:
         """Whether nothing is due, now or later."""
-        return not (self.lines or self.postponed) and self.nack_at is None
+        return not (self.lines or self.postponed or Timer.NACK in self._timers.running)
 
     def close(self) -> None:
         """This end disconnects: what waited for room is said at once."""
-        if self.nack_at is not None:
-            self.nack_at = None
+        if self._timers.stop(Timer.NACK):
             self.nack()
 
 
 class NodeSlot:
     """The one handle that a node-dialect end may have unanswered."""
 
-    __slots__ = ("entry", "nacks", "resend_at")
+    __slots__ = ("_timers", "entry", "is_refused", "nacks")
 
-    def __init__(self) -> None:
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
         self.entry: Entry | None = None
         self.nacks = 0
-        self.resend_at: float | None = None
+        self.is_refused = False
+        """Whether it is to leave again, after a pause."""
 
     def put(self, entry: Entry) -> None:
         """This handle is written next."""
@@ -111,18 +111,22 @@ class NodeSlot:
 
     def clear(self) -> None:
         """It has ended, or went back to the queue."""
-        self.entry = self.resend_at = None
+        self.entry, self.is_refused = None, False
+        self._timers.stop(Timer.RESEND)
+
+    @property
+    def may_leave_again(self) -> bool:
+        """Whether it was refused, and the pause is over."""
+        return self.is_refused and Timer.RESEND not in self._timers.running
 
     @property
     def waits(self) -> bool:
         """Whether it has left, and its reply has not come."""
         return (
-            self.entry is not None
-            and self.resend_at is None
-            and self.entry.state is EntryState.SENT
+            self.entry is not None and not self.is_refused and self.entry.state is EntryState.SENT
         )
 
-    def retry(self, limits: Limits, now: float) -> bool:
+    def retry(self, limits: Limits) -> bool:
         """Take a NACK: send again after a pause. Returns False when it has been tried enough.
 
         Node sends again at once and uses its tries up within a millisecond; the peer's shortage of
@@ -130,6 +134,7 @@ class NodeSlot:
         """
         if self.nacks == limits.node_retries:
             return False
-        self.resend_at = now + limits.ask_delay * 4.0**self.nacks
+        self.is_refused = True
+        self._timers.start(Timer.RESEND, limits.ask_delay * 4.0**self.nacks)
         self.nacks += 1
         return True

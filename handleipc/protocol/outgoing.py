@@ -24,10 +24,11 @@ from collections import deque
 
 from handleipc.exceptions import DescriptorReleased, LocalProtocolError
 from handleipc.handles.refusal import refusal_in_words
-from handleipc.limits import Limits
+from handleipc.limits import Invitation, Limits
 from handleipc.protocol.node import PEER_SPEAKS_NODE, NodeSlot
 from handleipc.protocol.sendqueue import SendQueue
 from handleipc.protocol.stages import Entry, EntryState, Late, Stage
+from handleipc.protocol.timers import Timers
 from handleipc.protocol.window import Window
 from handleipc.system import System
 from handleipc.wire import envelope
@@ -47,23 +48,22 @@ class Outgoing:
 
     Args:
         limits: the bounds of the channel.
-        system: the clock and the process-wide budget.
-        may_descriptors, may_bytes: what an invitation granted from the start.
+        system: the process-wide budget.
+        timers: of the channel.
+        granted: what an invitation granted from the start.
     """
 
-    def __init__(
-        self, limits: Limits, system: System, may_descriptors: int = 0, may_bytes: int = 0
-    ) -> None:
+    def __init__(self, limits: Limits, system: System, timers: Timers, granted: Invitation) -> None:
         self._limits = limits
-        self._clock, self.in_flight = system.clock, system.in_flight
+        self.in_flight = system.in_flight
         self.native = False
         self.queue = SendQueue()
         self.outcomes = self.queue.outcomes
         self._above_water = False
         self._one_by_one = False
         """Whether the kernel refused a set, and the handle to blame is being looked for."""
-        self.window = Window(limits, may_descriptors, may_bytes)
-        self.node = NodeSlot()
+        self.window = Window(limits, timers, granted)
+        self.node = NodeSlot(timers)
         self.stage: Stage | None = None
         self.parked: Stage | None = None
         """A data stage that the kernel refused whole, overtaken by control."""
@@ -154,8 +154,7 @@ class Outgoing:
 
     def _node_stage(self) -> Stage | None:
         if self.node.entry is not None:
-            due = self.node.resend_at
-            if due is None or due > self._clock():
+            if not self.node.may_leave_again:
                 return None
             again = self._node_handle_stage(self.node.entry)
             if again is not None:
@@ -196,12 +195,12 @@ class Outgoing:
         stage = Stage(envelope.spell_node_handle(pending.tag, entry.line, pending.options))
         stage.fds = fds
         # An envelope that goes out again has left before: it is not taken apart any more.
-        if self.node.resend_at is None:
+        if self.node.is_refused:
+            self.node.is_refused = False
+            stage.resends = True
+        else:
             stage.items.append(entry)
             entry.state = EntryState.STAGED
-        else:
-            stage.resends = True
-        self.node.resend_at = None
         stage.entries.append(entry)
         return stage
 
@@ -334,7 +333,7 @@ class Outgoing:
     def _answer_stage(self) -> Stage | None:
         """The descriptors that the peer lost, again; they need no credit and go before data."""
         answers = self.window.resends
-        if not answers.may_leave(self._clock()):
+        if not answers.may_leave():
             return None
         stage = Stage(b"")
         stage.resends = True
@@ -389,7 +388,7 @@ class Outgoing:
         if stage.resends:
             for entry in reversed(stage.entries):
                 if entry is self.node.entry:
-                    self.node.resend_at = self._clock()
+                    self.node.is_refused = True
                 elif entry.state is SENT:
                     self.window.resends.put_back(entry.sequence)
             return
@@ -437,7 +436,7 @@ class Outgoing:
             return False
         if acked:
             self._end_node(None)
-        elif not slot.retry(self._limits, self._clock()):
+        elif not slot.retry(self._limits):
             times = f"the peer could not take it, {slot.nacks + 1} times"
             self._end_node(f"{times} (NACK: it has no free descriptor, or refuses this kind)")
         return True

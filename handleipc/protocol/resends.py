@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Limits
+from handleipc.protocol.timers import Timer, Timers
 
 __all__ = ["Resends"]
 
@@ -21,12 +22,14 @@ class Resends:
 
     Args:
         limits: how often a peer may ask.
+        timers: where to note when to look again.
     """
 
-    __slots__ = ("_asks", "_limits", "_order", "due", "look_at", "peer_has_read", "unread")
+    __slots__ = ("_asks", "_limits", "_order", "_timers", "due", "peer_has_read", "unread")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, timers: Timers) -> None:
         self._limits = limits
+        self._timers = timers
         self._asks: dict[int, int] = {}
         # In the order asked for; what has ended meanwhile is passed over.
         self._order: deque[int] = deque()
@@ -36,8 +39,6 @@ class Resends:
         """Those that left again, and may still lie unread in the peer's socket."""
         self.peer_has_read: Callable[[], bool] = lambda: True
         """Says whether the peer has taken all that was written to it, as far as can be known."""
-        self.look_at: float | None = None
-        """When to look again whether it has."""
 
     @property
     def were_asked(self) -> bool:
@@ -58,18 +59,18 @@ class Resends:
         self._order.append(sequence)
         self.due.add(sequence)
 
-    def may_leave(self, now: float) -> bool:
+    def may_leave(self) -> bool:
         """Say whether an answer may leave now.
 
         It may when the handles of the last one have ended, or when the peer has read all that was
         written: an honest peer reads on while it has a hole, and then asks.
         """
-        self.look_at = None
         if self.unread:
             if not self.peer_has_read():
-                self.look_at = now + self._limits.in_flight_delay_max
+                self._timers.start(Timer.LOOK, self._limits.in_flight_delay_max)
                 return False
             self.unread.clear()
+        self._timers.stop(Timer.LOOK)
         return True
 
     def next(self) -> int | None:
@@ -102,7 +103,7 @@ class Resends:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.look_at = None
+        self._timers.stop(Timer.LOOK)
         self._order.clear()
         self.due.clear()
         self.unread.clear()

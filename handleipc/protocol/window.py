@@ -7,9 +7,10 @@ becomes of them is the caller's. Handles have numbers; what is granted and count
 from __future__ import annotations
 
 from handleipc.exceptions import RemoteProtocolError
-from handleipc.limits import Limits
+from handleipc.limits import Invitation, Limits
 from handleipc.protocol.resends import Resends
 from handleipc.protocol.stages import Entry, EntryState
+from handleipc.protocol.timers import Timers
 
 __all__ = ["Window"]
 
@@ -22,13 +23,14 @@ class Window:
 
     Args:
         limits: how often the peer may ask again.
-        may_descriptors, may_bytes: what an invitation granted from the start.
+        timers: of the channel.
+        granted: what an invitation granted from the start.
     """
 
-    def __init__(self, limits: Limits, may_descriptors: int, may_bytes: int) -> None:
-        self.may_descriptors = may_descriptors
+    def __init__(self, limits: Limits, timers: Timers, granted: Invitation) -> None:
+        self.may_descriptors = granted.descriptors
         """Handles may be numbered while their descriptors, of all so far, are no more than this."""
-        self.may_bytes = may_bytes
+        self.may_bytes = granted.bytes
         """A counted line may begin while fewer bytes than this were sent."""
         self.bytes_sent = 0
         self.numbered = 0
@@ -39,7 +41,7 @@ class Window:
         self.acked = 0
         self.unacked: dict[int, Entry] = {}
         """In the order of their numbers."""
-        self.resends = Resends(limits)
+        self.resends = Resends(limits, timers)
         """Handles whose descriptors the peer asked for again."""
 
     def __len__(self) -> int:

@@ -28,8 +28,10 @@ from handleipc import (
     Limits,
     RemoteProtocolError,
 )
-from handleipc.asyncio import driver, hangups
+from handleipc.asyncio import hangups, pace
+from handleipc.limits import Invitation
 from handleipc.protocol.stages import Entry, EntryState
+from handleipc.protocol.timers import Timers
 from handleipc.protocol.window import Window
 from tests.asyncio.helpers import (
     Recorder,
@@ -585,10 +587,10 @@ async def test_a_turn_is_as_long_as_a_slice(
 ) -> None:
     """A flood is taken in turns of ``SLICE``, measured by what its lines cost, and others run."""
     clock = types.SimpleNamespace(now=0.0)
-    monkeypatch.setattr(driver.time, "thread_time", lambda: clock.now)
+    monkeypatch.setattr(pace.time, "thread_time", lambda: clock.now)
     # Of a line; a reader's cost is counted by the message.
-    cost = driver.SLICE / 50
-    monkeypatch.setattr(driver, "READING", cost)
+    cost = pace.SLICE / 50
+    monkeypatch.setattr(pace, "READING", cost)
     async with raw_peer(dialect) as (a, peer):
         most = 0
 
@@ -611,7 +613,7 @@ async def test_a_turn_is_as_long_as_a_slice(
             await asyncio.sleep(0)
             if lines >= 20:
                 most = max(most, a._protocol.incoming.deliveries.bytes_taken - before)
-        assert driver.FEWEST_LINES <= a._lines <= 50
+        assert pace.FEWEST_LINES <= a._pace.lines <= 50
         assert most <= 2 * 50 * len(line)
         if taken_by == "iteration":
             reading.cancel()
@@ -621,7 +623,7 @@ def test_acknowledgements_are_linear() -> None:
     """`again` for all, and then an acknowledgement for each, take time for each once."""
 
     def steps(count: int) -> int:
-        window = Window(Limits(), 1 << 20, 1 << 40)
+        window = Window(Limits(), Timers(float), Invitation(1 << 20, 1 << 40))
         entries = [Entry(b"", None, None) for _ in range(count)]
         window.number(entries)
         for entry in entries:

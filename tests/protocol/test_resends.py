@@ -7,6 +7,12 @@ import pytest
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Limits
 from handleipc.protocol.resends import Resends
+from handleipc.protocol.timers import Timer, Timers
+
+
+def resends(limits: Limits | None = None) -> Resends:
+    """Make one whose time stands still."""
+    return Resends(limits or Limits(), Timers(float))
 
 
 def stage_all(answers: Resends) -> list[int]:
@@ -20,7 +26,7 @@ def stage_all(answers: Resends) -> list[int]:
 
 def test_answers_leave_in_the_order_asked_for() -> None:
     """Each once."""
-    answers = Resends(Limits())
+    answers = resends()
     for number in (2, 1, 3):
         answers.ask(number)
     assert answers.due
@@ -30,7 +36,7 @@ def test_answers_leave_in_the_order_asked_for() -> None:
 
 def test_asked_twice() -> None:
     """Before the answer has left is too early."""
-    answers = Resends(Limits())
+    answers = resends()
     answers.ask(1)
     with pytest.raises(RemoteProtocolError, match="asked twice for handle 1"):
         answers.ask(1)
@@ -38,7 +44,7 @@ def test_asked_twice() -> None:
 
 def test_asked_too_often() -> None:
     """A handle is asked for so many times at most; another has its own count."""
-    answers = Resends(Limits(asks=2))
+    answers = resends(Limits(asks=2))
     for _ in range(2):
         answers.ask(1)
         stage_all(answers)
@@ -50,24 +56,27 @@ def test_asked_too_often() -> None:
 def test_one_answer_at_a_time_lies_unread() -> None:
     """The next leaves when the peer has read all, which is looked at again after a while."""
     limits = Limits(in_flight_delay_max=0.5)
-    answers = Resends(limits)
+    now = 0.0
+    timers = Timers(lambda: now)
+    answers = Resends(limits, timers)
     has_read = False
     answers.peer_has_read = lambda: has_read
     answers.ask(1)
-    assert answers.may_leave(0.0)
+    assert answers.may_leave()
     stage_all(answers)
     answers.left([1])
     answers.ask(1)
-    assert not answers.may_leave(7.0)
-    assert answers.look_at == 7.5
-    has_read = True
-    assert answers.may_leave(8.0)
-    assert (answers.look_at, answers.unread) == (None, set())
+    now = 7.0
+    assert not answers.may_leave()
+    assert timers.running == {Timer.LOOK: 7.5}
+    now, has_read = 8.0, True
+    assert answers.may_leave()
+    assert (timers.running, answers.unread) == ({}, set())
 
 
 def test_an_answer_that_was_acknowledged_is_not_unread() -> None:
     """Whoever acknowledges or refuses a handle has read it, and its asks are forgotten."""
-    answers = Resends(Limits())
+    answers = resends()
     answers.peer_has_read = lambda: False
     answers.ask(1)
     stage_all(answers)
@@ -75,12 +84,12 @@ def test_an_answer_that_was_acknowledged_is_not_unread() -> None:
     assert answers.were_asked
     answers.forget(1)
     assert not answers.were_asked
-    assert answers.may_leave(0.0)
+    assert answers.may_leave()
 
 
 def test_what_ended_while_it_was_due_is_passed_over() -> None:
     """Only that; and forgetting what was never asked for is nothing."""
-    answers = Resends(Limits())
+    answers = resends()
     answers.ask(1)
     answers.ask(2)
     answers.forget(1)
@@ -94,7 +103,7 @@ def test_what_ended_while_it_was_due_is_passed_over() -> None:
 
 def test_what_did_not_leave_comes_first_again() -> None:
     """A stage that was taken apart goes back in front."""
-    answers = Resends(Limits())
+    answers = resends()
     for number in (1, 2, 3):
         answers.ask(number)
     answers.next()
@@ -105,13 +114,15 @@ def test_what_did_not_leave_comes_first_again() -> None:
 
 def test_forget_everything() -> None:
     """At the end nothing is due, and nobody looks again."""
-    answers = Resends(Limits())
+    timers = Timers(float)
+    answers = Resends(Limits(), timers)
     answers.peer_has_read = lambda: False
     answers.ask(1)
     stage_all(answers)
     answers.left([1])
     answers.ask(2)
-    answers.may_leave(0.0)
+    answers.may_leave()
     answers.clear()
     assert not answers.due
-    assert (answers.next(), answers.look_at, answers.unread) == (None, None, set())
+    assert (answers.next(), answers.unread) == (None, set())
+    assert not timers.running

@@ -7,6 +7,7 @@ import pytest
 from handleipc.handles.refusal import Refusal
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.deliveries import MESSAGE_COST
+from handleipc.protocol.timers import Timer
 from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native, take_one
 
 NODE_HANDLE = b'{"cmd":"NODE_HANDLE","type":"net.Socket","msg":%d}\n'
@@ -134,7 +135,7 @@ def test_nobody_is_told_while_everything_is_taken() -> None:
     turn(end, for_peer=True)
     assert end.protocol.incoming.deliveries.waiting_descriptors == 1
     assert end.protocol.incoming.held
-    end.protocol.incoming.lost.ask_at = None
+    end.protocol.timers.stop(Timer.ASK)
     turn(end, for_peer=True)
     assert end.protocol.deadline() is None
 
