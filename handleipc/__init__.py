@@ -4,21 +4,18 @@ Python and Node.js alike. Start a child with ``fork`` or ``spawn``, get the othe
 ``parent``, and ``send`` a message with a handle; see the README.
 """
 
+from __future__ import annotations
+
+import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
     raise ImportError(
         "handleipc hands POSIX descriptors over Unix sockets: Windows is not supported"
     )
 
-from handleipc.asyncio.channel import Channel
-from handleipc.asyncio.connection import Connection
-from handleipc.asyncio.listening import listen, listen_unix
-from handleipc.asyncio.process import Child, fork, parent, spawn
-from handleipc.asyncio.registry import register
-from handleipc.asyncio.server import Server
-from handleipc.asyncio.streams import StreamPending as _StreamPending
-from handleipc.asyncio.target import freeze_support
+import handleipc.environment as _environment  # noqa: F401  # takes a channel's variables at once
 from handleipc.exceptions import (
     ChannelBroken,
     ChannelBusy,
@@ -40,13 +37,20 @@ from handleipc.exceptions import (
     UnsupportedHandle,
     WorkerExited,
 )
-from handleipc.handles.connection import Socket
-from handleipc.handles.fds import FileDescriptor
-from handleipc.handles.kinds import BoundSocket, Native
-from handleipc.handles.registry import Conversion
 from handleipc.limits import Limits
 
-del _StreamPending  # imported for what its module registers: asyncio's own objects
+if TYPE_CHECKING:
+    from handleipc.asyncio.channel import Channel
+    from handleipc.asyncio.connection import Connection
+    from handleipc.asyncio.listening import listen, listen_unix
+    from handleipc.asyncio.process import Child, fork, parent, spawn
+    from handleipc.asyncio.registry import register
+    from handleipc.asyncio.server import Server
+    from handleipc.asyncio.target import freeze_support
+    from handleipc.handles.connection import Socket
+    from handleipc.handles.fds import FileDescriptor
+    from handleipc.handles.kinds import BoundSocket, Native
+    from handleipc.handles.registry import Conversion
 
 __version__ = "0.1.0"
 
@@ -89,3 +93,34 @@ __all__ = [
     "register",
     "spawn",
 ]
+
+# asyncio, msgspec and orjson are nine tenths of what the whole costs to load, so they come with the
+# first name that needs them: all of it at once, because an import may fail when it is wanted most,
+# with the table of descriptors full.
+_LATER = {
+    "asyncio.channel": ["Channel"],
+    "asyncio.connection": ["Connection"],
+    "asyncio.listening": ["listen", "listen_unix"],
+    "asyncio.process": ["Child", "fork", "parent", "spawn"],
+    "asyncio.registry": ["register"],
+    "asyncio.server": ["Server"],
+    "asyncio.streams": [],  # for what it registers: asyncio's own objects
+    "asyncio.target": ["freeze_support"],
+    "handles.connection": ["Socket"],
+    "handles.fds": ["FileDescriptor"],
+    "handles.kinds": ["BoundSocket", "Native"],
+    "handles.registry": ["Conversion"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for module, names in _LATER.items():
+        loaded = importlib.import_module(f"{__name__}.{module}")
+        globals().update({one: getattr(loaded, one) for one in names})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,7 +22,7 @@ from types import MappingProxyType
 
 from handleipc.exceptions import NoChannel
 from handleipc.limits import Invitation, Limits
-from handleipc.wire.envelope import VERSION
+from handleipc.wire import VERSION
 
 __all__ = [
     "ChannelVariables",

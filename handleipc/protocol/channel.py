@@ -46,7 +46,7 @@ from handleipc.protocol.outgoing import Outgoing
 from handleipc.protocol.stages import Entry, Stage
 from handleipc.protocol.timers import Timer, Timers
 from handleipc.system import System
-from handleipc.wire import envelope
+from handleipc.wire import VERSION
 from handleipc.wire.framing import Batch
 
 __all__ = ["ChannelProtocol", "Invitation", "State"]
@@ -261,7 +261,7 @@ class ChannelProtocol:
         if speaks:
             if switches:
                 self._switch()
-            lines.append(incoming.take_control({"native": envelope.VERSION} if switches else {}))
+            lines.append(incoming.take_control({"native": VERSION} if switches else {}))
         lines += incoming.replies.take()
         stage = Stage(b"".join(lines), is_control=True)
         stage.marks.append((len(stage.data), incoming.deliveries.control_staged()))

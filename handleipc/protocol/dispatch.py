@@ -15,7 +15,7 @@ from handleipc.protocol.deliveries import Received
 from handleipc.protocol.incoming import Incoming
 from handleipc.protocol.outgoing import Outgoing
 from handleipc.texts import quoted
-from handleipc.wire import codec, envelope
+from handleipc.wire import VERSION, codec, envelope
 from handleipc.wire.framing import Batch
 
 __all__ = ["Dispatch"]
@@ -226,7 +226,7 @@ class Dispatch:
             outgoing.window.ask_again(*control.again)
 
     def _switch(self, version: int, first: bool) -> None:
-        if version != envelope.VERSION:
+        if version != VERSION:
             raise RemoteProtocolError(f"the peer switched to version {version}, and 1 was offered")
         # Right as the first line of an end we invited, or as the answer to our own switch.
         invited = first and self._inviting

@@ -26,7 +26,6 @@ __all__ = [
     "COMMAND_NACK",
     "COMMAND_NATIVE",
     "NACK",
-    "VERSION",
     "Again",
     "Control",
     "DescriptorCount",
@@ -49,9 +48,6 @@ __all__ = [
     "spell_messages",
     "spell_node_handle",
 ]
-
-VERSION = 1
-"""The version of the native dialect that this package writes and reads."""
 
 COMMAND_HANDLE = "NODE_HANDLE"
 COMMAND_ACK = "NODE_HANDLE_ACK"
