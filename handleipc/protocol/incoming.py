@@ -134,15 +134,15 @@ class Incoming:
             self.credit.lost_some()
 
     def check_unfinished(self, at: int) -> None:
-        """All lines were taken, and an unfinished one, or none yet, begins at stream offset ``at``.
+        """Judge the sets that are left when all lines were taken; there is one.
+
+        An unfinished line, or none yet, begins at stream offset ``at``.
 
         Raises:
             RemoteProtocolError: more descriptors are here than can belong to that line.
         """
         pairing = self.pairing
         pairing.check_unfinished(at)
-        if not pairing.sets:
-            return
         if self.native:
             self.credit.check_set(len(pairing.sets[0].fds), self.lost.awaited)
         else:

@@ -326,3 +326,40 @@ def test_switched_peer_is_named_once_opened() -> None:
     end = Fed(inviting=True)
     end.feed(ACK)
     assert end.protocol.peer.was_opened
+
+
+def test_who_looks_at_a_wait() -> None:
+    """A front asks only while a wait depends on the peer, or one of them failed."""
+    assert not unread().protocol.is_waited_for
+    end = blocked()
+    assert end.protocol.is_waited_for
+    end.now = end.protocol.deadline()
+    end.protocol.on_deadline()
+    assert end.protocol.nobody_takes
+    assert end.protocol.is_waited_for
+    end.protocol.receive_eof()
+    turn(end)
+    assert not end.protocol.is_waited_for
+
+
+def test_what_is_due_with_the_end_is_not_done() -> None:
+    """A peer that finishes nothing ends the channel, and the flush whose time is over with it."""
+    end = native(Limits(incomplete_timeout=3.0))
+    end.feed(b"[1,1", [5])
+    end.protocol.disconnect(3.0)
+    assert set(end.protocol.timers.running) == {Timer.PROGRESS, Timer.DISCONNECT}
+    end.now = 3.0
+    end.protocol.on_deadline()
+    assert "left their line or set unfinished" in str(end.protocol.error)
+    assert end.protocol.give_up is None
+    assert end.closed == [5]
+
+
+def test_faults_wait_to_be_told() -> None:
+    """A handle that was refused, a warning of the dialect, and a close that failed."""
+    end = native()
+    assert not end.protocol.has_faults
+    end.feed(b'[1,1]\n[2,1,1,"kind",1]\n', [5])
+    assert end.protocol.has_faults
+    end.protocol.incoming.errors.clear()
+    assert not end.protocol.has_faults
