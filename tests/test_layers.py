@@ -43,6 +43,7 @@ LAYERS = [
     {"wire.link"},
     # asyncio
     {"asyncio.posting"},
+    {"asyncio.runner"},
     {
         "asyncio.adoption",
         "asyncio.emitter",
@@ -66,7 +67,10 @@ LAYERS = [
     {"asyncio.child"},
     {"asyncio.process"},
     {"asyncio.target"},
-    {""},
+    {"blocking.taking"},
+    {"blocking.server"},
+    {"blocking.channel"},
+    {"", "blocking"},
     {"cli"},
     {"__main__"},
 ]

@@ -76,6 +76,12 @@ def test_parent_and_child(readme: tuple[Path, int]) -> None:
     assert serve([sys.executable, "parent.py"], directory, port, {}) == ANSWER
 
 
+def test_script_without_an_event_loop(readme: tuple[Path, int]) -> None:
+    """The same child answers for a parent that has none."""
+    directory, port = readme
+    assert serve([sys.executable, "script.py"], directory, port, {}) == ANSWER
+
+
 def test_node_parent(readme: tuple[Path, int], node: str) -> None:
     """The same child works under a real Node parent."""
     directory, port = readme

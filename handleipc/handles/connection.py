@@ -340,6 +340,20 @@ class BaseConnection(DescriptorOwner):
             group, sock._group = sock._group, None
         return cls(sock.detach(), kind, group=group)
 
+    @classmethod
+    def _from(cls, other: BaseConnection) -> Self:
+        """Take over what another front's connection owns; the other one is detached."""
+        made = cls(
+            other.fileno(),
+            other._kind,
+            group=other._group,
+            raw_peer=other._raw_peer,
+            head=other._head,
+        )
+        other._group, other._head = None, b""
+        other.detach()
+        return made
+
     @property
     def family(self) -> stdlib_socket.AddressFamily:
         """The address family: AF_INET, AF_INET6 or AF_UNIX."""

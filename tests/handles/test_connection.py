@@ -249,6 +249,22 @@ def test_from_socket_that_counts(tcp: Tcp, group: Group) -> None:
     assert group.local == 0
 
 
+def test_another_front_takes_over(tcp: Tcp, group: Group) -> None:
+    """With what it owns: the descriptor, the bytes that were read, and its place in the count."""
+    client, connect = tcp
+    theirs = connect(head=b"head", group=group)
+    fd = theirs.fileno()
+    ours = BaseConnection._from(theirs)
+    assert (ours.fileno(), ours.head) == (fd, b"head")
+    assert theirs.closed
+    with pytest.raises(DescriptorReleased, match="was detached"):
+        theirs.fileno()
+    assert group.local == 1
+    ours.close()
+    assert group.local == 0
+    assert ends_at(client)
+
+
 def test_from_socket_that_was_reset(accepted: tuple[socket.socket, socket.socket]) -> None:
     """Clients reset when they like: it is a connection still, to be closed like others."""
     client, server = accepted
