@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from handleipc.environment import Taken, adopt, child_environment, socket_cookie
 from handleipc.exceptions import NoChannel
 from handleipc.limits import Invitation, Limits
-from handleipc.wire.envelope import VERSION
+from handleipc.wire import VERSION
 
 FD = "NODE_CHANNEL_FD"
 MODE = "NODE_CHANNEL_SERIALIZATION_MODE"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 from handleipc.asyncio.attachment import NO_THREAD
@@ -188,6 +189,35 @@ class Sender(TrackingDriver):
         elif not self._turn_scheduled:
             self._schedule_turn()
         return not outgoing.is_above_water()
+
+    def send_many(self, messages: Iterable[tuple[JSON, object]], *, keep_open: bool = False) -> int:
+        """Queue as many ``(message, handle)`` as there is room for, in order; never waits.
+
+        They leave together. ``handle`` is None for a plain message. Each is as of ``send_nowait``.
+
+        Returns:
+            How many were taken: fewer than were given above the high-water mark (``await drain()``,
+            then send the rest), and before one that cannot be sent. Handles not taken are the
+            caller's, as they were.
+
+        Raises:
+            ChannelClosed, ChannelBroken, ChannelBusy, ForkedCopy, MessageNotSerializable,
+            UnsupportedHandle, DescriptorReleased: the first cannot be sent; nothing was taken.
+        """
+        taken = 0
+        for message, handle in messages:
+            try:
+                has_room = self.send_nowait(message, handle, keep_open=keep_open)
+            except ChannelFull:
+                break
+            except HandleIPCError:
+                if not taken:
+                    raise
+                break
+            taken += 1
+            if not has_room:
+                break
+        return taken
 
     async def drain(self) -> None:
         """Wait until the queue is below its low-water mark.

@@ -31,6 +31,7 @@ from tests.asyncio.helpers import (
     both_dialects,
     clients,
     connection,
+    earned,
     is_open,
     joined,
     raw_peer,
@@ -854,3 +855,58 @@ async def test_drain_and_flush_when_the_channel_breaks(dialect: str, wait: str) 
             with pytest.raises(ChannelBroken):
                 await waiting
             assert works(sockets[0], served[0])
+
+
+# -- many at once ---------------------------------------------------------------------------------
+
+
+async def test_send_many_leaves_in_order() -> None:
+    """Messages and handles, up to the last."""
+    async with joined("native") as (a, b):
+        with clients(2) as (ours, served):
+            earned(b)
+            assert a.send_many([(1, None), (2, served[0]), (3, None), (4, served[1])]) == 4
+            got = [await b.recv() for _ in range(4)]
+            assert [message for message, _ in got] == [1, 2, 3, 4]
+            for client, (_, connection) in zip(ours, got[1::2], strict=True):
+                with connection as received:
+                    assert works(client, received)
+            assert a.send_many([]) == 0
+
+
+async def test_send_many_stops_where_there_is_no_room() -> None:
+    """At the high-water mark, and at a hard limit; the rest is the caller's, to be sent later."""
+    limits = Limits(high_water_handles=3, low_water_handles=1, queued_handles=4)
+    async with raw_peer("native", limits) as (a, peer):
+        with clients(6) as (_, served):
+            rest = list(enumerate(served))
+            for taken in (3, 1, 0):
+                assert a.send_many(rest) == taken
+                rest = rest[taken:]
+            assert [one.closed for one in served] == [True] * 4 + [False] * 2
+            for _ in range(5):
+                await peer.line()
+            peer.write(ack(4))
+            await a.drain()
+            assert a.send_many(rest, keep_open=True) == 2
+            await peer.line()
+            await peer.line()
+            await peer.line()
+            peer.write(ack(6))
+            await a.flush()
+            assert not served[4].closed
+
+
+async def test_send_many_stops_before_what_cannot_be_sent() -> None:
+    """It says how far it came; the fault is told by the call that begins with it."""
+    async with joined("native") as (a, b):
+        messages = [(1, None), ({2}, None), (3, object()), (4, None)]
+        assert a.send_many(messages) == 1
+        with pytest.raises(MessageNotSerializable):
+            a.send_many(messages[1:])
+        with pytest.raises(UnsupportedHandle):
+            a.send_many(messages[2:])
+        assert a.send_many(messages[3:]) == 1
+        assert [await b.recv(), await b.recv()] == [(1, None), (4, None)]
+    with pytest.raises(ChannelClosed):
+        a.send_many([(1, None)])

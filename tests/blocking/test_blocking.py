@@ -482,7 +482,7 @@ with handleipc.blocking.fork({str(path)!r}) as child:
 def test_what_is_written_is_that_of_the_asyncio_front() -> None:
     """Both fronts have the same words, but for what only an event loop can do."""
     only_asyncio = {
-        "Channel": {"batches", "drain", "off", "on", "once", "send_nowait", "EVENTS"},
+        "Channel": {"batches", "drain", "off", "on", "once", "send_many", "send_nowait", "EVENTS"},
         "Connection": {"open", "start"},
         "Server": {"batches", "off", "on", "once", "pause", "resume", "EVENTS", "tag"},
     }
