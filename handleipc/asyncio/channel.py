@@ -333,7 +333,7 @@ class Channel(Sender):
         protocol = self._protocol
         for failed in (protocol.outgoing.queue.failed, protocol.incoming.deliveries.failed):
             while failed:
-                self._report_close(*failed.popleft())
+                self._report_close(*failed.pop(0))
         warnings, protocol.peer.warnings = protocol.peer.warnings, []
         for text in warnings:
             throttle.warning("stray reply", "%r %s", self, text)

@@ -118,9 +118,9 @@ class Deliveries:
         """Whether anything was in this turn of the loop."""
         # Of the next control stage, and of those that the kernel does not have yet.
         self._chunk = _Chunk()
-        self._staged_chunks: deque[_Chunk] = deque()
+        self._staged_chunks: list[_Chunk] = []
         self._staged = self._passed = 0
-        self.failed: deque[tuple[object, Exception]] = deque()
+        self.failed: list[tuple[object, Exception]] = []
         """Handles whose own ``close`` raised when nobody was to get them."""
 
     @property
@@ -257,7 +257,7 @@ class Deliveries:
         """Make ready what may be."""
         chunks = self._staged_chunks
         while chunks and chunks[0].number <= self._passed:
-            chunk = chunks.popleft()
+            chunk = chunks.pop(0)
             size = sum(chunk.sizes)
             self.bytes_waiting -= size
             if self.holds_back and chunk.has_internal:

@@ -17,7 +17,6 @@ done about a handle whose descriptors were lost is said in ``incoming``.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from handleipc.exceptions import RemoteProtocolError
@@ -35,7 +34,7 @@ class Pairing:
 
     def __init__(self, close: Callable[[int], None]) -> None:
         self._close_fd = close
-        self.sets: deque[DescriptorSet] = deque()
+        self.sets: list[DescriptorSet] = []
         """Those that no line has claimed."""
         # The set being used up: what arrived, how much of it is claimed, places not claimed.
         self._fds: list[int] = []
@@ -93,7 +92,7 @@ class Pairing:
     def front_set(self, at: int) -> DescriptorSet | None:
         """Take the set of the read that brought the byte at ``at``, or None. The caller owns it."""
         if self.sets and self.sets[0].start <= at < self.sets[0].end:
-            return self.sets.popleft()
+            return self.sets.pop(0)
         return None
 
     def declare(self, count: int, at: int) -> bool:

@@ -30,7 +30,7 @@ class SendQueue:
         self.outcomes: deque[tuple[Entry, str | None]] = deque()
         """Entries that ended: (entry, None) if delivered or written, else why not. Of successes
         only those that somebody waits for."""
-        self.failed: deque[tuple[object, Exception]] = deque()
+        self.failed: list[tuple[object, Exception]] = []
         """Handles that ended well, and then their own ``close`` raised."""
 
     def push(self, item: bytes | Entry) -> None:
