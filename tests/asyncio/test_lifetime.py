@@ -27,6 +27,8 @@ PRELUDE = """
 import asyncio, os, signal, sys, time
 import handleipc
 
+handleipc.Child  # loads the rest: in the loop, the development mode would say how long it took
+
 def run(main):
     factory = None
     if os.environ.get("TEST_LOOP") == "uvloop":
