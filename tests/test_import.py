@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.asyncio.helpers import ECHO
+
 # The heavy ones, by what a measurement said; asyncio alone is more than all of ours.
 HEAVY = {"asyncio", "msgspec", "orjson", "ssl", "subprocess"}
 
@@ -66,17 +68,6 @@ def test_a_name_that_does_not_exist() -> None:
     assert said == {"said": "module 'handleipc' has no attribute 'send'", "asyncio": False}
 
 
-CHILD = """
-import asyncio, handleipc
-
-async def main():
-    parent = await handleipc.parent()
-    async for message, handle in parent:
-        await parent.send(message, handle)
-
-asyncio.run(main())
-"""
-
 AT_WORK = """
 import asyncio, json, os, resource, socket, sys
 import handleipc
@@ -133,5 +124,5 @@ print(json.dumps({"failed": asyncio.run(main())}))
 def test_nothing_is_loaded_by_a_channel_at_work(tmp_path: Path) -> None:
     """An import would fail with a full table of descriptors: here every one fails."""
     child = tmp_path / "child.py"
-    child.write_text(CHILD)
+    child.write_text(ECHO)
     assert run(AT_WORK, str(child))["failed"] == []

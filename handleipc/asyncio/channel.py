@@ -305,7 +305,7 @@ class Channel(Sender):
         if outgoing.outcomes:
             self._report_outcomes()
         # Only for what is still waited for, now that all was written that could be.
-        waits = bool(self._senders or self._drainers or self._flushers)
+        waits = self._is_waited_for
         if waits or protocol.is_waited_for:
             given = self._watch_waits()
         if deliveries.ready or deliveries.urgent:

@@ -191,8 +191,7 @@ class Driver(Attachment):
         if protocol.give_up is not None:
             self._end(protocol.give_up)
             return
-        # What a native peer may send was granted, so it is always read.
-        reading = protocol.incoming.native or protocol.want_read(waiting=self._is_waited_for)
+        reading = protocol.want_read(waiting=self._is_waited_for)
         if reading and self._read_again_at is not None:
             reading = False
         if not reading or writing or not self._is_reading or self._is_writing:

@@ -84,7 +84,7 @@ def _start(start: Callable[[Options], process.Starting], options: Options) -> Ch
                 mine, given[name] = (writing, reading) if name == "stdin" else (reading, writing)
                 theirs.append(given[name])
                 # What is read is buffered, as subprocess does; what is written has left at once.
-                ours[name] = open(mine, "rb") if name != "stdin" else open(mine, "wb", buffering=0)  # noqa: SIM115
+                ours[name] = os.fdopen(mine, "wb", 0) if name == "stdin" else os.fdopen(mine, "rb")
 
         async def begin() -> Child:
             starting = start(given)  # type: ignore[arg-type]

@@ -148,14 +148,7 @@ class ChannelProtocol:
         if stage is not None and (stage.offset or stage.is_control):
             return stage
         incoming = self.incoming
-        credit = incoming.credit
-        if (
-            incoming.owes
-            or incoming.replies.lines
-            or incoming.lost.ask is not None
-            or not outgoing.native
-            or (credit.bytes_in >= credit.due_at and incoming.grant_due)
-        ):
+        if incoming.has_news or incoming.replies.lines or not outgoing.native:
             control = self._control()
             if control is not None:
                 outgoing.park()
@@ -252,9 +245,7 @@ class ChannelProtocol:
         """Everything that is due and is not data, in one stage; it needs no credit."""
         incoming, outgoing = self.incoming, self.outgoing
         switches = self.peer.may_switch and not outgoing.native and outgoing.node.entry is None
-        speaks = self.peer.may_switch and (
-            switches or incoming.owes or incoming.lost.ask is not None or incoming.grant_due
-        )
+        speaks = self.peer.may_switch and (switches or incoming.has_news)
         if not (speaks or incoming.replies.lines):
             return None
         lines = []

@@ -402,7 +402,14 @@ class Incoming:
     @property
     def grant_due(self) -> bool:
         """Whether enough bytes became free to be worth a line."""
-        return self._granted_from >= self.credit.due_at
+        # No more can count as taken than has come, and most turns end here.
+        credit = self.credit
+        return credit.bytes_in >= credit.due_at and self._granted_from >= credit.due_at
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a control line is due."""
+        return self.owes or self.lost.ask is not None or self.grant_due
 
     def take_control(self, fields: dict[str, object]) -> bytes:
         """Return the control line that is due now, with ``fields``, and count it as said."""

@@ -428,15 +428,11 @@ def test_a_forked_copy_owns_nothing(program: Program) -> None:
             server.accept(timeout=20).close()
 
 
-def test_a_copy_of_a_program_ends_without_a_word(tmp_path: Path) -> None:
+def test_a_copy_of_a_program_ends_without_a_word(program: Program) -> None:
     """fork(2) in a script with a channel: the copy's end says nothing, and the original works."""
-    path = tmp_path / "echo.py"
-    path.write_text("import os, handleipc.blocking\n" + ECHO)
-    script = tmp_path / "script.py"
-    script.write_text(
+    script = program(
         f"""
-import os, sys, handleipc.blocking
-child = handleipc.blocking.fork({str(path)!r})
+child = handleipc.blocking.fork({str(program(ECHO))!r})
 child.send(1)
 pid = os.fork()
 if pid == 0:
@@ -453,15 +449,11 @@ print(child.wait())
     assert (done.stdout, done.stderr) == ("1\n0\n", "")
 
 
-def test_ctrl_c_ends_a_script(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_script(program: Program) -> None:
     """The call that waits raises KeyboardInterrupt, and the block ends its child."""
-    path = tmp_path / "echo.py"
-    path.write_text("import os, handleipc.blocking\n" + ECHO)
-    script = tmp_path / "script.py"
-    script.write_text(
+    script = program(
         f"""
-import handleipc.blocking
-with handleipc.blocking.fork({str(path)!r}) as child:
+with handleipc.blocking.fork({str(program(ECHO))!r}) as child:
     child.ready()
     print(child.pid, flush=True)
     child.recv()
