@@ -16,7 +16,7 @@ from handleipc.asyncio.lingering import at_eof, linger
 from handleipc.handles.connection import BaseConnection, Socket, clear_linger
 from handleipc.wire.syscalls import discard
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "last_bytes"]
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
@@ -163,9 +163,7 @@ class Connection(BaseConnection):
             TypeError: ``data`` is not bytes; the connection is as it was.
             DescriptorReleased: it is closed, detached or on its way.
         """
-        if isinstance(data, str):
-            raise TypeError("end() takes bytes: give text.encode()")
-        rest = memoryview(data).cast("B")
+        rest = last_bytes(data)
         try:
             sock = self._to_socket()
         except OSError:
@@ -189,6 +187,13 @@ class Connection(BaseConnection):
             sock.close()
             return
         linger(sock)
+
+
+def last_bytes(data: bytes) -> memoryview:
+    """Return what ``end`` is to write. Raises TypeError for what is not bytes."""
+    if isinstance(data, str):
+        raise TypeError("end() takes bytes: give text.encode()")
+    return memoryview(data).cast("B")
 
 
 def _send_now(sock: socket.socket, data: memoryview) -> int:

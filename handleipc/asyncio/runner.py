@@ -46,6 +46,10 @@ class _Call(Generic[T]):
         self.thread = threading.get_ident()
         self.task: asyncio.Task[T] | None = None
 
+    async def body(self) -> T:
+        """Make the coroutine and wait for it, so that what making it raises is the caller's too."""
+        return await self.begin()
+
     @property
     def is_done(self) -> bool:
         """Whether it has a result, whatever became of who was to be told."""
@@ -204,7 +208,7 @@ class Runner:
             signal.set_wakeup_fd(-1)
 
     def _begin(self, call: _Call[Any]) -> asyncio.Task[Any]:
-        call.task = self._loop.create_task(call.begin())
+        call.task = self._loop.create_task(call.body())
         call.task.add_done_callback(lambda _: self._done(call))
         return call.task
 

@@ -47,8 +47,7 @@ class Connection(BaseConnection):
             OSError, TypeError, DescriptorReleased: as ``handleipc.Connection.end``.
             TimeoutError: the client did not read all of it in time; the connection is closed.
         """
-        if isinstance(data, str):
-            raise TypeError("end() takes bytes: give text.encode()")
+        front.last_bytes(data)  # refused while the connection is still this object's
         run(lambda: within(timeout, front.Connection._from(self).end(data)))
 
 

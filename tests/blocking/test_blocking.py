@@ -189,6 +189,31 @@ def test_what_is_not_delivered_comes_back(program: Program) -> None:
             assert other.recv(100) == b"and the server"
 
 
+@pytest.mark.parametrize("data", ["text", 5, None])
+def test_what_cannot_be_written_leaves_the_connection(data: object) -> None:
+    """As on asyncio, it is as it was."""
+    ours, theirs = socket.socketpair()
+    with theirs, blocking.Connection.from_socket(ours) as connection:
+        with pytest.raises(TypeError):
+            connection.end(data)
+        connection.end(b"all the same")
+        assert theirs.recv(100) == b"all the same"
+
+
+def test_what_is_refused_before_it_begins(program: Program) -> None:
+    """An argument that makes no sense, or a connection that is gone: the caller is told at once."""
+    with pytest.raises(ValueError, match="70000 is no port"):
+        blocking.listen("127.0.0.1", 70000)
+    with pytest.raises(TypeError, match="needs the program"):
+        blocking.spawn()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        connection = blocking.Connection.from_socket(ours)
+        connection.close()
+        with pytest.raises(handleipc.DescriptorReleased, match="this Connection is closed"):
+            connection.end(b"late")
+
+
 def test_a_stopped_server_serves_its_last(program: Program) -> None:
     """Iteration ends behind those who were there; taking one by one says so."""
     server = blocking.listen("127.0.0.1", 0)
