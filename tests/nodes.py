@@ -17,14 +17,6 @@ from pathlib import Path
 import pytest
 
 NODE_VERSIONS = ["20.18.0", "22.20.0", "24.19.0", "26.10.0"]
-
-# What most tests run with: a rule that the oldest and the newest keep is not broken in between. The
-# tables of handles, wire, chains and faults (``every_node``) are tried with each.
-SOME_VERSIONS = (
-    NODE_VERSIONS
-    if os.environ.get("HANDLEIPC_EVERY_NODE")
-    else [NODE_VERSIONS[0], NODE_VERSIONS[-1]]
-)
 BUN_VERSION = "1.4.5"
 DENO_VERSION = "2.9.6"
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.conformance import peers
-from tests.nodes import NODE_VERSIONS, SOME_VERSIONS, node_binary
+from tests.nodes import NODE_VERSIONS, node_binary
 
 
-@pytest.fixture(params=["python", *SOME_VERSIONS])
+@pytest.fixture(params=["python", *NODE_VERSIONS])
 def peer(request: pytest.FixtureRequest, tmp_path: Path) -> peers.Peer:
-    """Starts children: Python, and each Node."""
+    """Starts children: Python, and Node."""
     node = None if request.param == "python" else str(node_binary(request.param))
     return peers.Peer(node, tmp_path)
 
@@ -30,15 +30,3 @@ def python_peer(tmp_path: Path) -> peers.Peer:
 def under_node(node: str, tmp_path: Path) -> Callable[..., list[Any]]:
     """Run a Node parent with a Python child: ``under_node(javascript, python)``."""
     return partial(peers.under_node, node, tmp_path)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Older Nodes are children of asyncio only: a loop cannot tell them from the latest."""
-    older = NODE_VERSIONS[:-1]
-
-    def needless(item: pytest.Item) -> bool:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        return params.get("event_loop_name") == "uvloop" and params.get("peer") in older
-
-    config.hook.pytest_deselected(items=[item for item in items if needless(item)])
-    items[:] = [item for item in items if not needless(item)]

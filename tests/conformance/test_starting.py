@@ -279,7 +279,7 @@ def test_channel_at_a_standard_stream_under_node(under_node) -> None:
         ({"channel_fd": -1}, ValueError),
         ({"channel_fd": 1, "stdout": subprocess.PIPE}, ValueError),
         ({"channel_fd": 0, "stdin": subprocess.DEVNULL}, ValueError),
-        ({"stdin": object()}, TypeError),
+        ({"stdin": ...}, TypeError),
         ({"stdio": "ipc"}, TypeError),
     ],
     ids=str,

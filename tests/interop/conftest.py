@@ -13,7 +13,7 @@ from tests.nodes import NODE_VERSIONS
 
 Cell = tuple[str, str, str]
 
-TABLE = pytest.StashKey[dict[Cell, bool]]()
+_table: dict[Cell, bool] = {}
 
 
 @pytest.fixture(params=list(LOOPS))
@@ -23,30 +23,33 @@ def child_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return str(request.param)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Begin an empty table."""
-    config.stash[TABLE] = {}
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note the outcome of each test of one direction, kind and Node version."""
+    """Say in the report which direction, kind and Node version a test is about."""
     report = yield
     params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     if {"direction", "kind", "node"} <= params.keys():
-        cell = (params["direction"], params["kind"], params["node"])
-        table = item.config.stash[TABLE]
-        # A test is run on each loop, and its teardown counts descriptors: all must be well.
-        table[cell] = table.get(cell, True) and not report.failed
+        report.user_properties.append(
+            ("interop", [params[n] for n in ("direction", "kind", "node")])
+        )
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note the outcome, wherever the test ran: pytest-xdist reports here too."""
+    for name, value in report.user_properties:
+        if name == "interop":
+            direction, kind, node = value
+            cell = (direction, kind, node)
+            # Its teardown counts descriptors, and it may run on each loop: all must be well.
+            _table[cell] = _table.get(cell, True) and not report.failed
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print who could hand what to whom."""
-    table = terminalreporter.config.stash[TABLE]
-    if not table:
+    if not _table:
         return
     terminalreporter.section("interop")
     heads = "".join(f"{'Node ' + version:>15}" for version in NODE_VERSIONS)
@@ -55,6 +58,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for kind in KINDS:
             cells = ""
             for version in NODE_VERSIONS:
-                outcome = table.get((direction, kind, version))
+                outcome = _table.get((direction, kind, version))
                 cells += f"{'-' if outcome is None else 'ok' if outcome else 'FAIL':>15}"
             terminalreporter.write_line(f"{direction:28}{kind:22}{cells}")

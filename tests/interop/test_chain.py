@@ -7,12 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 
 import handleipc
 from tests.interop.children import spawned
 
-pytestmark = pytest.mark.every_node
 
 HERE = Path(__file__).parent
 

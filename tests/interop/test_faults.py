@@ -20,7 +20,6 @@ from tests.interop.children import PATIENCE, spawned
 from tests.interop.ends import connect, receive
 from tests.interop.raw import ACK, HERE, NACK, PRELUDE, envelope, raw_parent, tcp_pair
 
-pytestmark = pytest.mark.every_node
 
 Program = Callable[[str, str], Path]
 

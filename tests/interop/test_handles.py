@@ -16,7 +16,6 @@ import handleipc
 from tests.interop.children import spawned
 from tests.interop.ends import DIRECTIONS, KINDS, connect, give, receive, take
 
-pytestmark = pytest.mark.every_node
 
 HERE = Path(__file__).parent
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.interop.raw import ACK, HERE, NACK, PRELUDE, RawParent, envelope, raw_parent, tcp_pair
 
-pytestmark = [pytest.mark.every_node, pytest.mark.usefixtures("child_loop")]
+pytestmark = pytest.mark.usefixtures("child_loop")
 
 
 # -- receiving handles ---------------------------------------------------------------------------
