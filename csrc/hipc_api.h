@@ -144,6 +144,17 @@ int64_t hipc_send_parts(int fd, const char *head, size_t head_length, const char
 int hipc_close(int fd);
 
 /*
+ * End the connection `fd`: write `data`, send FIN if the kernel has taken all of it, and read and
+ * drop what has come, 64 KiB at most. The FIN rides in the segment of the last byte. Called again
+ * without data it goes on dropping. Never waits, and never raises SIGPIPE.
+ *
+ * Returns how many bytes were written: fewer than `length` if the kernel takes no more, then no FIN
+ * was sent; `length` if it was; `length` + 1 if the other end has sent its own, or is gone, so that
+ * nothing is left but to close. -errno if a write failed, or `fd` is not open.
+ */
+int64_t hipc_end(int fd, const char *data, size_t length);
+
+/*
  * Accept up to `max` connections from the non-blocking listening socket `fd`.
  *
  * `fds` receives the descriptors (non-blocking, close-on-exec, owned by the caller), `addresses`

@@ -2,7 +2,7 @@
  * The system calls: bytes with descriptors out, bytes with descriptors in, connections accepted.
  *
  * Decides nothing about them: which descriptors belong to which line, and what to do about lost
- * ones, is said in Python (handleipc/incoming.py). Kernel facts are noted where they bite.
+ * ones, is said in Python (handleipc/protocol). Kernel facts are noted where they bite.
  */
 #include "hipc.h"
 
@@ -22,6 +22,9 @@
 #endif
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
+#endif
+#ifndef MSG_MORE
+#define MSG_MORE 0
 #endif
 
 /* MSG_DONTWAIT on every read and write of ours: O_NONBLOCK belongs to the open file description,
@@ -82,6 +85,43 @@ int hipc_close(int fd)
     (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none));
     /* After EINTR the descriptor is gone, and its number perhaps somebody else's (close(2)). */
     return close(fd) == 0 || errno == EINTR ? 0 : -errno;
+}
+
+/* Read and drop what has come. Returns 1 at the other end's FIN or if it is gone, else 0. */
+static int drop_received(int fd)
+{
+    char dropped[16384];
+
+    for (size_t budget = 65536; budget > 0;) {
+        ssize_t received = recv(fd, dropped, sizeof(dropped), MSG_DONTWAIT);
+
+        if (received < 0 && errno == EINTR)
+            continue;
+        if (received <= 0)
+            return received == 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+        budget -= (size_t)received < budget ? (size_t)received : budget;
+    }
+    return 0;
+}
+
+int64_t hipc_end(int fd, const char *data, size_t length)
+{
+    size_t written = 0;
+
+    while (written < length) {
+        ssize_t sent = send(fd, data + written, length - written,
+                            MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE);
+
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent < 0)
+            return errno == EAGAIN || errno == EWOULDBLOCK ? (int64_t)written : -errno;
+        written += (size_t)sent;
+    }
+    if (shutdown(fd, SHUT_WR) < 0)
+        /* One that was reset meanwhile has no use for a FIN (ENOTCONN). */
+        return errno == EBADF ? -EBADF : (int64_t)length + 1;
+    return (int64_t)length + drop_received(fd);
 }
 
 /* Take the descriptors in these bytes of a control message and report them, classified and

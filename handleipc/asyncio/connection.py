@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
-import socket
 from collections.abc import Callable
 from ssl import SSLContext
 from typing import TypeVar
 
 from handleipc.asyncio.adoption import StandIn, Tls
-from handleipc.asyncio.lingering import at_eof, linger
+from handleipc.asyncio.lingering import linger
 from handleipc.handles.connection import BaseConnection, Socket, clear_linger
-from handleipc.wire.syscalls import discard
+from handleipc.wire.syscalls import discard, end_stream
 
 __all__ = ["Connection", "last_bytes"]
 
@@ -164,29 +162,24 @@ class Connection(BaseConnection):
             DescriptorReleased: it is closed, detached or on its way.
         """
         rest = last_bytes(data)
-        try:
-            sock = self._to_socket()
-        except OSError:
-            self.close()
-            raise
+        fd = self.fileno()
         self._take_head()
+        ending: Connection | Socket = self
         try:
-            rest = rest[_send_now(sock, rest) :]
-            if rest:
-                await asyncio.get_running_loop().sock_sendall(sock, rest)
-            with contextlib.suppress(OSError):
-                # A client that reset meanwhile has no use for a FIN.
-                sock.shutdown(socket.SHUT_WR)
-            is_at_end = at_eof(sock)
+            written = end_stream(fd, data if type(data) is bytes else bytes(rest))
+            if written < len(rest):
+                ending = self._to_socket()
+                await asyncio.get_running_loop().sock_sendall(ending, rest[written:])
+                written = len(rest) + end_stream(ending.fileno(), b"")
         except BaseException as error:
-            sock.close()
+            ending.close()
             if isinstance(error, OSError) and error.errno in _CLIENT_IS_GONE:
                 return
             raise
-        if is_at_end:
-            sock.close()
-            return
-        linger(sock)
+        if written > len(rest):
+            ending.close()
+        else:
+            linger(self._from(self) if ending is self else ending)
 
 
 def last_bytes(data: bytes) -> memoryview:
@@ -194,13 +187,6 @@ def last_bytes(data: bytes) -> memoryview:
     if isinstance(data, str):
         raise TypeError("end() takes bytes: give text.encode()")
     return memoryview(data).cast("B")
-
-
-def _send_now(sock: socket.socket, data: memoryview) -> int:
-    try:
-        return sock.send(data) if data else 0
-    except BlockingIOError:
-        return 0
 
 
 def _copy(fd: int) -> int:

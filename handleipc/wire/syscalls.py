@@ -24,6 +24,7 @@ __all__ = [
     "close_received",
     "descriptor_kind",
     "discard",
+    "end_stream",
     "exit_with_parent",
     "inherits_signals",
     "reset_signals",
@@ -126,6 +127,22 @@ def discard(*fds: int) -> None:
     """
     for fd in fds:
         lib.hipc_close(fd)
+
+
+def end_stream(fd: int, data: bytes) -> int:
+    """Write ``data`` to a connection, send FIN after the last of it, and drop what has come.
+
+    Returns:
+        How many bytes were written. Fewer than there are: the socket is full, and has no FIN yet.
+        One more than there are: the other end has sent its FIN or is gone, nothing is left to do.
+
+    Raises:
+        OSError: the write failed, or the descriptor is not open.
+    """
+    written = lib.hipc_end(fd, data, len(data))
+    if written < 0:
+        raise OSError(-written, os.strerror(-written))
+    return written
 
 
 def exit_with_parent(signal: int, parent: int) -> None:

@@ -21,9 +21,9 @@ import pytest
 
 import handleipc
 from handleipc import DescriptorReleased
+from handleipc.asyncio import connection as connections
 from handleipc.asyncio import lingering
 from handleipc.asyncio.adoption import StandIn
-from handleipc.handles.connection import Socket
 from handleipc.handles.group import Group
 from handleipc.wire.syscalls import descriptor_kind
 from tests.asyncio.helpers import connection, is_open, turns, until
@@ -241,12 +241,12 @@ async def test_end_when_the_write_fails(monkeypatch: pytest.MonkeyPatch, name: s
     """A client that is gone is no error, any other failure is; it is closed in any case."""
     error = OSError(getattr(errno, name), name)
 
-    def send(*_: object) -> int:
+    def fails(*_: object) -> int:
         raise error
 
     client, served = connection()
     with client:
-        monkeypatch.setattr(Socket, "send", send)
+        monkeypatch.setattr(connections, "end_stream", fails)
         if name in GONE:
             await served.end(b"answer")
         else:

@@ -1419,6 +1419,118 @@ static void test_close_of_other_descriptors(void)
     CHECK_EQUAL(hipc_close(-1), -EBADF);
 }
 
+/* -- hipc_end -------------------------------------------------------------------------------- */
+
+/* Two ends of a TCP connection over loopback; end[0] is the client's. */
+static void make_tcp(int ends[2])
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    socklen_t size = sizeof(address);
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK((ends[0] = socket(AF_INET, SOCK_STREAM, 0)) >= 0);
+    CHECK(connect(ends[0], (struct sockaddr *)&address, size) == 0);
+    CHECK((ends[1] = accept(listener, NULL, NULL)) >= 0);
+    CHECK(close(listener) == 0);
+}
+
+/* All of the data and the FIN go; what the other end has sent is gone, and so it goes on. */
+static void test_end_of_a_connection(void)
+{
+    char got[16];
+    int ends[2];
+
+    make_tcp(ends);
+    CHECK_EQUAL(send(ends[0], "request", 7, 0), 7);
+    CHECK_EQUAL(hipc_end(ends[1], guarded_copy("answer", 6), 6), 6);
+    CHECK_EQUAL(recv(ends[0], got, sizeof(got), 0), 6);
+    CHECK(memcmp(got, "answer", 6) == 0);
+    CHECK_EQUAL(recv(ends[0], got, sizeof(got), 0), 0);
+    CHECK_EQUAL(recv(ends[1], got, sizeof(got), MSG_DONTWAIT), -1);
+    CHECK_EQUAL(send(ends[0], "more", 4, 0), 4);
+    CHECK_EQUAL(hipc_end(ends[1], guarded_copy("", 0), 0), 0);
+    CHECK_EQUAL(recv(ends[1], got, sizeof(got), MSG_DONTWAIT), -1);
+    CHECK(shutdown(ends[0], SHUT_WR) == 0);
+    CHECK_EQUAL(hipc_end(ends[1], guarded_copy("", 0), 0), 1);
+    close_pair(ends);
+}
+
+/* One byte more says that nothing is left to do: the other end had its FIN behind what it sent. */
+static void test_end_after_the_other_end(void)
+{
+    static char much[65536 - 1];
+    int pair[2];
+
+    make_pair(pair);
+    CHECK_EQUAL(send(pair[0], much, sizeof(much), 0), sizeof(much));
+    CHECK(shutdown(pair[0], SHUT_WR) == 0);
+    CHECK_EQUAL(hipc_end(pair[1], guarded_copy("answer", 6), 6), 7);
+    close_pair(pair);
+}
+
+/* One that goes on sending is read from for 64 KiB, then others have their turn. */
+static void test_end_reads_so_much_at_once(void)
+{
+    static char much[100000];
+    int pair[2];
+
+    make_pair(pair);
+    CHECK_EQUAL(send(pair[0], much, sizeof(much), 0), sizeof(much));
+    CHECK_EQUAL(hipc_end(pair[1], guarded_copy("", 0), 0), 0);
+    CHECK_EQUAL(recv(pair[1], much, sizeof(much), MSG_DONTWAIT), 100000 - 65536);
+    close_pair(pair);
+}
+
+/* A full socket takes a part, and has no FIN behind it; nothing waits, blocking or not. */
+static void test_end_of_a_full_socket(void)
+{
+    static char much[1 << 20], got[1 << 16];
+    int64_t written;
+    int pair[2];
+
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+    written = hipc_end(pair[1], much, sizeof(much));
+    CHECK(written > 0 && written < (int64_t)sizeof(much));
+    CHECK_EQUAL(hipc_end(pair[1], much, sizeof(much)), 0);
+    for (int64_t left = written; left > 0;) {
+        ssize_t received = recv(pair[0], got, sizeof(got), MSG_DONTWAIT);
+
+        CHECK(received > 0);
+        left -= received;
+    }
+    CHECK_EQUAL(recv(pair[0], got, sizeof(got), MSG_DONTWAIT), -1);
+    CHECK_EQUAL(errno, EAGAIN);
+    CHECK_EQUAL(hipc_end(pair[1], guarded_copy("rest", 4), 4), 4);
+    CHECK_EQUAL(recv(pair[0], got, sizeof(got), MSG_DONTWAIT), 4);
+    CHECK_EQUAL(recv(pair[0], got, sizeof(got), MSG_DONTWAIT), 0);
+    close_pair(pair);
+}
+
+/* A client that has reset the connection: an error to who writes, the end to who does not. */
+static void test_end_of_a_reset_connection(void)
+{
+    int ends[2];
+
+    for (int writes = 0; writes < 2; writes++) {
+        make_tcp(ends);
+        linger(ends[0], 0);
+        CHECK(close(ends[0]) == 0);
+        if (writes)
+            CHECK_EQUAL(hipc_end(ends[1], guarded_copy("answer", 6), 6), -ECONNRESET);
+        CHECK_EQUAL(hipc_end(ends[1], guarded_copy("", 0), 0), 1);
+        CHECK(close(ends[1]) == 0);
+    }
+}
+
+static void test_end_of_no_connection(void)
+{
+    CHECK_EQUAL(hipc_end(-1, guarded_copy("answer", 6), 6), -EBADF);
+    CHECK_EQUAL(hipc_end(-1, guarded_copy("", 0), 0), -EBADF);
+}
+
 /* -- interrupted system calls ---------------------------------------------------------------- */
 
 /* A read that signals interrupt again and again goes on until it has its bytes. */
@@ -2021,6 +2133,12 @@ static const struct {
     TEST(test_close_clears_linger),
     TEST(test_close_does_not_wait),
     TEST(test_close_of_other_descriptors),
+    TEST(test_end_of_a_connection),
+    TEST(test_end_after_the_other_end),
+    TEST(test_end_reads_so_much_at_once),
+    TEST(test_end_of_a_full_socket),
+    TEST(test_end_of_a_reset_connection),
+    TEST(test_end_of_no_connection),
     TEST(test_receive_when_interrupted),
     TEST(test_send_when_interrupted),
     TEST(test_accept_in_batches),
