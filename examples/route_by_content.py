@@ -30,26 +30,15 @@ async def answer(path: str, connection: handleipc.Connection) -> None:
             writer.close()
 
 
-async def first_line(connection: handleipc.Connection) -> bytes:
-    """Wait a second for the request line without consuming it; empty if the client is silent."""
-    for _ in range(100):
-        with contextlib.suppress(BlockingIOError):
-            seen = connection.peek(1024)
-            if b"\r\n" in seen or not seen:
-                return seen.partition(b"\r\n")[0]
-        await asyncio.sleep(0.01)
-    return b""
-
-
 async def hand_over(connection: handleipc.Connection, children: list[handleipc.Child]) -> None:
     with connection:  # closed here, unless a child has it
         try:
-            words = (await first_line(connection)).split()
+            words = (await connection.peek_until(b"\r\n", limit=1024, timeout=1)).split()
             if len(words) > 1:
                 path = words[1].decode(errors="replace")
                 await children[sum(path.encode()) % len(children)].send(path, connection)
-        except OSError:
-            pass  # the client has reset it
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # the client has reset it, left early, is silent (TimeoutError), or says too much
         except (handleipc.HandleNotDelivered, handleipc.ChannelClosed) as error:
             print(f"not handed over: {error}")  # noqa: T201
 

@@ -42,10 +42,11 @@ LAYERS = [
     {"wire.gaps", "wire.peer"},
     {"wire.link"},
     # asyncio
-    {"asyncio.posting"},
+    {"asyncio.nested", "asyncio.posting"},
     {"asyncio.runner"},
     {
         "asyncio.adoption",
+        "asyncio.arrivals",
         "asyncio.emitter",
         "asyncio.hangups",
         "asyncio.lingering",

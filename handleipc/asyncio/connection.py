@@ -10,6 +10,7 @@ from ssl import SSLContext
 from typing import TypeVar
 
 from handleipc.asyncio.adoption import StandIn, Tls
+from handleipc.asyncio.arrivals import arrivals, has_ended
 from handleipc.asyncio.lingering import linger
 from handleipc.handles.connection import BaseConnection, Socket, clear_linger
 from handleipc.wire.syscalls import discard, end_stream
@@ -17,6 +18,11 @@ from handleipc.wire.syscalls import discard, end_stream
 __all__ = ["Connection", "last_bytes"]
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
+
+# What peek_until() looks at unless told otherwise: what servers allow for the head of a request,
+# and how long for it to come.
+PEEK_LIMIT = 16 * 1024
+PEEK_TIMEOUT = 10.0
 
 # What the kernel says of a client that is not there any more: it has reset the connection, or has
 # not answered for so long that the kernel gave it up, then with what the network said last.
@@ -143,6 +149,63 @@ class Connection(BaseConnection):
         elif isinstance(error, Exception):
             sock.close()
         # else it was cancelled on the way, and the loop closes what it has begun with
+
+    async def peek_until(
+        self, separator: bytes, *, limit: int = PEEK_LIMIT, timeout: float | None = PEEK_TIMEOUT
+    ) -> bytes:
+        r"""Wait until ``separator`` has arrived, and return everything up to its end, unread.
+
+        For routing by content: whoever gets the connection afterwards reads the same bytes. They
+        stay in the kernel, and no option of the socket is changed. Cancelled, nothing has happened.
+
+        Args:
+            separator: for instance ``b"\r\n\r\n"``, the end of an HTTP request's head.
+            limit: how many bytes to look at. The kernel must have room for them: a system's
+                smallest receive buffer has 4 KiB on Linux, the usual one 128 KiB.
+            timeout: seconds to wait; None for ever.
+
+        Raises:
+            TimeoutError: the client has not sent it in time.
+            asyncio.LimitOverrunError: there are ``limit`` bytes, and it is not among them.
+            asyncio.IncompleteReadError: the client has sent its FIN before; ``partial`` is all that
+                came.
+            OSError: the client has reset the connection.
+            ValueError: ``separator`` is empty, or longer than ``limit``.
+            DescriptorReleased: it is closed, detached or on its way.
+        """
+        if not 0 < len(separator) <= limit:
+            raise ValueError(f"a separator has 1 to {limit} bytes (limit=), not {len(separator)}")
+        if (found := self._find(separator, limit)) is not None:
+            return found
+        async with asyncio.timeout(timeout):
+            with arrivals(self.fileno()) as arrival:
+                while (found := self._find(separator, limit)) is None:
+                    await arrival.wait()
+                    arrival.clear()
+        return found
+
+    def _find(self, separator: bytes, limit: int) -> bytes | None:
+        """Return what has arrived up to the end of ``separator``, or None. Raises as peek_until."""
+        ended = has_ended(self.fileno())  # first: what is there now is all that comes
+        seen = self._head[:limit]
+        if len(seen) < limit:
+            try:
+                more = self._peek_at_socket(limit - len(seen))
+            except BlockingIOError:
+                pass
+            else:
+                ended = ended or not more
+                seen += more
+        start, found, _ = seen.partition(separator)
+        if found:
+            return start + found
+        if len(seen) >= limit:
+            raise asyncio.LimitOverrunError(
+                f"{limit} bytes have come (limit=), and {separator!r} is not among them", len(seen)
+            )
+        if ended:
+            raise asyncio.IncompleteReadError(seen, None)
+        return None
 
     async def end(self, data: bytes = b"") -> None:
         """Write all of ``data``, send FIN, and return; the connection is used up.

@@ -1,9 +1,8 @@
 """Tells of peers that hang up while nobody reads their channel.
 
 ``add_reader`` asks for readability, which a paused channel must not be woken for, and cannot ask
-for EPOLLRDHUP alone. So one epoll of ours per loop holds the paused channels, and its descriptor
-goes to ``add_reader``. Where there is none (BSD, or no free descriptor) they are polled each
-second.
+for EPOLLRDHUP alone. So an epoll of ours in each loop holds the paused channels. Without one (on
+BSD, or where no descriptor is free) they are polled each second.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import contextlib
 import select
 from collections.abc import Callable
 
-from handleipc.system import close_quietly
+from handleipc.asyncio.nested import NestedEpoll
 
 __all__ = ["unwatch", "watch"]
 
@@ -48,28 +47,17 @@ class _Watcher:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._callbacks: dict[int, Callable[[], None]] = {}
-        self._epoll: select.epoll | None = None
+        self._epoll = NestedEpoll(loop, self._tell)
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, fd: int, callback: Callable[[], None]) -> None:
         """Watch one more."""
         self._callbacks[fd] = callback
         try:
-            self._add_to_epoll(fd)
+            self._epoll.add(fd, _RDHUP)
         except (AttributeError, OSError):
             if self._timer is None:
                 self._timer = self._loop.call_later(INTERVAL, self._poll)
-
-    def _add_to_epoll(self, fd: int) -> None:
-        if self._epoll is None:
-            epoll = select.epoll()
-            try:
-                self._loop.add_reader(epoll.fileno(), self._on_event)
-            except BaseException:
-                close_quietly(epoll)
-                raise
-            self._epoll = epoll
-        self._epoll.register(fd, _RDHUP)
 
     def remove(self, fd: int) -> None:
         """Watch it no longer."""
@@ -77,24 +65,10 @@ class _Watcher:
             return
         if not self._callbacks:
             _watchers.pop(self._loop, None)
-        if self._epoll is not None:
-            try:
-                self._epoll.unregister(fd)
-            except OSError:
-                pass  # it is among those that are polled
-            if not self._callbacks:
-                if not self._loop.is_closed():
-                    self._loop.remove_reader(self._epoll.fileno())
-                close_quietly(self._epoll)
-                self._epoll = None
+        self._epoll.remove(fd)
         if self._timer is not None and not self._callbacks:
             self._timer.cancel()
             self._timer = None
-
-    def _on_event(self) -> None:
-        assert self._epoll is not None
-        for fd, _ in self._epoll.poll(0):
-            self._tell(fd)
 
     def _poll(self) -> None:
         self._timer = None

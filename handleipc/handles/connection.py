@@ -402,8 +402,9 @@ class BaseConnection(DescriptorOwner):
             BlockingIOError: nothing has arrived yet.
             OSError: the connection was reset.
         """
-        if self._head:
-            return self._head[:size]
+        return self._head[:size] if self._head else self._peek_at_socket(size)
+
+    def _peek_at_socket(self, size: int) -> bytes:
         with self._borrowed() as sock:
             return sock.recv(size, _MSG_PEEK | _MSG_DONTWAIT)
 
