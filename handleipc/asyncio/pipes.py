@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import IO, Any
+
+from handleipc.system import close_quietly
 
 __all__ = ["open_reader", "open_writer", "to_the_end"]
 
@@ -14,8 +16,8 @@ async def open_writer(pipe: IO[bytes]) -> tuple[asyncio.BaseTransport, asyncio.S
     """Return a transport, which owns the pipe from here on, and the stream that writes to it."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(loop=loop)
-    transport, protocol = await loop.connect_write_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader, loop=loop), _owned_once(loop, pipe)
+    transport, protocol = await _connect(
+        loop.connect_write_pipe, lambda: asyncio.StreamReaderProtocol(reader, loop=loop), pipe
     )
     return transport, asyncio.StreamWriter(transport, protocol, reader, loop)
 
@@ -31,8 +33,8 @@ async def open_reader(
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(loop=loop)
     ended = loop.create_future()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: _PipeProtocol(reader, loop, ended), _owned_once(loop, pipe)
+    transport, _ = await _connect(
+        loop.connect_read_pipe, lambda: _PipeProtocol(reader, loop, ended), pipe
     )
     try:
         # asyncio begins to read in a callback, where nobody hears that the kernel refused it.
@@ -57,16 +59,33 @@ class _Number:
         """Do nothing: libuv has closed the number, and somebody else may have it by now."""
 
 
-def _owned_once(loop: asyncio.AbstractEventLoop, pipe: IO[bytes]) -> Any:
-    """Return what ``connect_read_pipe`` and the other take, so that it is closed once.
+async def _connect(
+    connect: Callable[..., Any], protocol_factory: Callable[[], Any], pipe: IO[bytes]
+) -> tuple[Any, Any]:
+    """Call the loop's ``connect_read_pipe`` or the other so that the descriptor is closed once.
 
-    uvloop has libuv close the descriptor, and then closes the object, too.
+    uvloop has libuv close the descriptor, and then closes the object, too. If it fails, libuv may
+    have closed the number or never have had it; that of the same pipe can only be ours.
     """
-    if not type(loop).__module__.startswith("uvloop"):
-        return pipe
-    fd = os.dup(pipe.fileno())
-    pipe.close()
-    return _Number(fd)
+    if not type(asyncio.get_running_loop()).__module__.startswith("uvloop"):
+        transport, protocol = await connect(protocol_factory, pipe)
+        return transport, protocol
+    number = os.dup(pipe.fileno())
+    try:
+        transport, protocol = await connect(protocol_factory, _Number(number))
+    except BaseException:
+        if _is_same_file(number, pipe):
+            close_quietly(number)
+        raise
+    close_quietly(pipe)
+    return transport, protocol
+
+
+def _is_same_file(number: int, pipe: IO[bytes]) -> bool:
+    try:
+        return os.path.sameopenfile(number, pipe.fileno())
+    except OSError:
+        return False
 
 
 class _PipeProtocol(asyncio.StreamReaderProtocol):
