@@ -40,6 +40,7 @@ from handleipc.exceptions import (
 from handleipc.limits import Limits
 
 if TYPE_CHECKING:
+    from handleipc.asyncio.accepting import Door, accepting
     from handleipc.asyncio.channel import Channel
     from handleipc.asyncio.connection import Connection
     from handleipc.asyncio.listening import listen, listen_unix
@@ -65,6 +66,7 @@ __all__ = [
     "Connection",
     "Conversion",
     "DescriptorReleased",
+    "Door",
     "FileDescriptor",
     "ForkedCopy",
     "HandleError",
@@ -85,6 +87,7 @@ __all__ = [
     "UnsupportedHandle",
     "WorkerExited",
     "__version__",
+    "accepting",
     "fork",
     "freeze_support",
     "listen",
@@ -98,6 +101,7 @@ __all__ = [
 # first name that needs them: all of it at once, because an import may fail when it is wanted most,
 # with the table of descriptors full.
 _LATER = {
+    "asyncio.accepting": ["Door", "accepting"],
     "asyncio.channel": ["Channel"],
     "asyncio.connection": ["Connection"],
     "asyncio.listening": ["listen", "listen_unix"],

@@ -60,7 +60,7 @@ LAYERS = [
         "asyncio.waiters",
     },
     {"asyncio.attachment", "asyncio.connection"},
-    {"asyncio.registry", "asyncio.driver", "asyncio.listener"},
+    {"asyncio.registry", "asyncio.driver", "asyncio.listener", "asyncio.accepting"},
     {"asyncio.server", "asyncio.streams"},
     {"asyncio.tracking", "asyncio.listening"},
     {"asyncio.sender"},

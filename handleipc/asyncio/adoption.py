@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from ssl import MemoryBIO, SSLContext
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 __all__ = ["StandIn", "Tls"]
 
@@ -21,18 +21,30 @@ class Tls(NamedTuple):
     handshake_timeout: float | None
     shutdown_timeout: float | None
 
-    def check(self) -> None:
-        """Find out, before a byte is taken, whether a handshake can begin with these.
+    @classmethod
+    def of(
+        cls,
+        context: SSLContext | None,
+        handshake_timeout: float | None,
+        shutdown_timeout: float | None,
+    ) -> Self | None:
+        """Return these, or None without a context; find out before a byte is taken if they work.
 
         Raises:
-            TypeError, ValueError, ssl.SSLError: it cannot, for instance as a client's context.
+            TypeError, ValueError, ssl.SSLError: they do not, for instance a client's context.
         """
-        if not isinstance(self.context, SSLContext):
-            raise TypeError(f"ssl takes an ssl.SSLContext, not a {type(self.context).__name__}")
-        for seconds in (self.handshake_timeout, self.shutdown_timeout):
+        timeouts = (handshake_timeout, shutdown_timeout)
+        if context is None:
+            if timeouts != (None, None):
+                raise ValueError("TLS timeouts are only meaningful with ssl")
+            return None
+        if not isinstance(context, SSLContext):
+            raise TypeError(f"ssl takes an ssl.SSLContext, not a {type(context).__name__}")
+        for seconds in timeouts:
             if seconds is not None and seconds <= 0:
                 raise ValueError(f"a timeout of {seconds} s leaves no time")
-        self.context.wrap_bio(MemoryBIO(), MemoryBIO(), server_side=True)
+        context.wrap_bio(MemoryBIO(), MemoryBIO(), server_side=True)
+        return cls(context, *timeouts)
 
 
 class StandIn(asyncio.Protocol):

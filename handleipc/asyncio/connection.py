@@ -111,16 +111,21 @@ class Connection(BaseConnection):
             TypeError, ValueError: ``ssl`` is no context, or a timeout makes no sense.
             OSError, ssl.SSLError: the handshake failed, or the context is not a server's.
         """
+        tls = Tls.of(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+        return await self._start(protocol_factory, tls)
+
+    async def _start(
+        self,
+        protocol_factory: Callable[[], ProtocolT],
+        tls: Tls | None,
+        on_end: Callable[[], object] | None = None,
+    ) -> tuple[asyncio.Transport, ProtocolT]:
+        """Do what ``start`` says, and call ``on_end`` when a connection that started has ended."""
         loop = asyncio.get_running_loop()
-        tls = None
-        if ssl is not None:
-            tls = Tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
-            tls.check()
-        elif ssl_handshake_timeout is not None or ssl_shutdown_timeout is not None:
-            raise ValueError("TLS timeouts are only meaningful with ssl")
         self.fileno()  # refuses one that is closed or on its way
         protocol = protocol_factory()
         sock = self._to_socket()
+        sock._on_end = on_end
         copy = _copy(sock.fileno())
         stand_in = StandIn(self._take_head())
         try:
@@ -140,6 +145,7 @@ class Connection(BaseConnection):
 
     def _undo(self, error: BaseException, sock: Socket, stand_in: StandIn, copy: int) -> None:
         """Be what it was before ``start``, if there is a copy of the descriptor."""
+        sock._on_end = None
         if copy >= 0:
             self._group, sock._group = sock._group, None
             self._head = stand_in.received

@@ -13,7 +13,7 @@ import socket as stdlib_socket
 import ssl
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -113,11 +113,13 @@ class Socket(stdlib_socket.socket):
             ``"net.BoundSocket"``, ``"dgram.Socket"`` or ``"dgram.Native"``; None of any other.
     """
 
-    __slots__ = ("_group", "_resets", "has_read", "tag")
+    __slots__ = ("_group", "_on_end", "_resets", "has_read", "tag")
 
     tag: str | None
     # What counts it, or None. It is counted down on detach too: uvloop ends sockets that way.
     _group: Group | None
+    # Whom to tell, once, when it is closed or given away; or None.
+    _on_end: Callable[[], object] | None
     # Whether any byte was read through this object.
     has_read: bool
 
@@ -132,6 +134,7 @@ class Socket(stdlib_socket.socket):
             raise
         self.tag = None
         self._group = None
+        self._on_end = None
         self.has_read = False
         self._resets = False
 
@@ -231,19 +234,22 @@ class Socket(stdlib_socket.socket):
             super().close()
         except OSError:
             pass  # the number is free
-        if self._group is not None and self.fileno() < 0:
-            self._count_down()
+        if self.fileno() < 0:
+            self._has_ended()
 
     def detach(self) -> int:
         """Give the descriptor away, and count it down."""
         fd = super().detach()
-        self._count_down()
+        self._has_ended()
         return fd
 
-    def _count_down(self) -> None:
+    def _has_ended(self) -> None:
         group, self._group = self._group, None
+        on_end, self._on_end = self._on_end, None
         if group is not None:
             group.closed_here()
+        if on_end is not None:
+            on_end()
 
     def __del__(self) -> None:
         # The base class would close it without a word to us.
