@@ -132,9 +132,15 @@ class Sender(TrackingDriver):
             if isinstance(failed, HandleNotDelivered | HandleInDoubt):
                 # It ended in the very turn in which the caller stopped waiting.
                 self._undelivered(entry, failed.reason)
+            if isinstance(error, TimeoutError) and (outcome := self._take_outcome(entry)):
+                # It ended in a turn that is not over: the caller hears of it, and nobody else.
+                _, reason = outcome
+                if reason is None:
+                    return
+                raise self._failure(entry, reason) from None
             if withdrawn and handle is not None and isinstance(error, TimeoutError):
-                reason = f"it did not leave within {timeout} s"
-                raise HandleNotDelivered(handle, reason) from None
+                why = f"it did not leave within {timeout} s"
+                raise HandleNotDelivered(handle, why) from None
             if isinstance(error, TimeoutError) and timeout is not None:
                 raise TimeoutError(self._why_late(timeout, entry)) from None
             raise
@@ -359,15 +365,23 @@ class Sender(TrackingDriver):
                 self._senders.discard(waiter)
                 if reason is None:
                     waiter.set_result(None)
-                elif entry.pending is None:
-                    waiter.set_exception(self._why_closed())
                 else:
-                    waiter.set_exception(self._not_delivered(entry, reason))
+                    waiter.set_exception(self._failure(entry, reason))
             elif reason is not None and entry.pending is not None:
                 self._undelivered(entry, reason)
 
-    def _not_delivered(self, entry: Entry, reason: str) -> HandleNotDelivered | HandleInDoubt:
-        assert entry.pending is not None
+    def _take_outcome(self, entry: Entry) -> tuple[Entry, str | None] | None:
+        """Take the outcome of ``entry`` out of those to be reported, if it is there."""
+        outcomes = self._protocol.outgoing.outcomes
+        found = next((one for one in outcomes if one[0] is entry), None)
+        if found is not None:
+            outcomes.remove(found)
+        return found
+
+    def _failure(self, entry: Entry, reason: str) -> Exception:
+        """Return what to raise where this entry was sent."""
+        if entry.pending is None:
+            return self._why_closed()
         kind = HandleInDoubt if entry.in_doubt else HandleNotDelivered
         error = kind(entry.pending.handle, reason)
         if self._is_closed:

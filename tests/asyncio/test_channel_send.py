@@ -726,6 +726,36 @@ async def test_timeout_before_the_first_byte(dialect: str) -> None:
 
 
 @both_dialects
+@pytest.mark.parametrize("ends", ["refused", "taken"])
+async def test_timeout_of_what_has_ended(dialect: str, ends: str) -> None:
+    """A handle whose fate is known and not told yet is told to the caller, and to nobody else."""
+    undelivered = []
+    async with joined(dialect) as (a, b):
+        a.on("undelivered", lambda *told: undelivered.append(told))
+        reporting = a._report_outcomes
+        a._report_outcomes = lambda: None  # a turn that is not over when the time is
+        client, handle = connection()
+        with client:
+            if ends == "refused":
+                b._turn = lambda **_: None  # type: ignore[method-assign]  # acknowledges nothing
+            sending = asyncio.create_task(a.send("message", handle, timeout=0.1))
+            if ends == "taken":
+                _, received = await b.recv()
+                received.close()
+                await sending
+                assert handle.closed
+            else:
+                await turns()
+                b.abort()
+                with pytest.raises((handleipc.HandleNotDelivered, handleipc.HandleInDoubt)):
+                    await sending
+        a._report_outcomes = reporting
+        a._report_outcomes()
+        assert not undelivered
+        handle.close()
+
+
+@both_dialects
 async def test_timeout_of_a_plain_send(dialect: str) -> None:
     """``timeout=`` of a plain ``send``: ``TimeoutError``; begun, the message still goes whole."""
     async with raw_peer(dialect) as (a, peer):
