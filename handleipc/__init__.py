@@ -42,6 +42,7 @@ from handleipc.limits import Limits
 if TYPE_CHECKING:
     from handleipc.asyncio.accepting import Door, accepting
     from handleipc.asyncio.channel import Channel
+    from handleipc.asyncio.connecting import ChannelListener, connect, listen_channels
     from handleipc.asyncio.connection import Connection
     from handleipc.asyncio.listening import listen, listen_unix
     from handleipc.asyncio.process import Child, fork, parent, spawn
@@ -62,6 +63,7 @@ __all__ = [
     "ChannelBusy",
     "ChannelClosed",
     "ChannelFull",
+    "ChannelListener",
     "Child",
     "Connection",
     "Conversion",
@@ -88,9 +90,11 @@ __all__ = [
     "WorkerExited",
     "__version__",
     "accepting",
+    "connect",
     "fork",
     "freeze_support",
     "listen",
+    "listen_channels",
     "listen_unix",
     "parent",
     "register",
@@ -103,6 +107,7 @@ __all__ = [
 _LATER = {
     "asyncio.accepting": ["Door", "accepting"],
     "asyncio.channel": ["Channel"],
+    "asyncio.connecting": ["ChannelListener", "connect", "listen_channels"],
     "asyncio.connection": ["Connection"],
     "asyncio.listening": ["listen", "listen_unix"],
     "asyncio.process": ["Child", "fork", "parent", "spawn"],

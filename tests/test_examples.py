@@ -219,3 +219,35 @@ def test_route_by_content(tmp_path: Path) -> None:
             served = {ask(port, REQUEST % path).splitlines()[-1] for path in (b"a", b"b", b"a")}
     assert sorted(line.split()[0] for line in served) == [b"/a", b"/b"]
     assert len({line.split()[-1] for line in served}) == 2
+
+
+def test_takeover(tmp_path: Path) -> None:
+    """Each program that is started takes the listener over, and no client between is refused."""
+    port = free_port()
+    text = (EXAMPLES / "takeover.py").read_text()
+    assert text.count("8000") == 3
+    (tmp_path / "takeover.py").write_text(text.replace("8000", str(port)))
+    served: list[bytes] = []
+    programs: list[subprocess.Popen[bytes]] = []
+    try:
+        for count in range(3):
+            programs.append(subprocess.Popen([sys.executable, "takeover.py"], cwd=tmp_path))
+            deadline = time.monotonic() + 30
+            new = b"process %d\n" % programs[-1].pid
+            while True:
+                try:
+                    served.append(ask(port))
+                except ConnectionRefusedError:
+                    assert count == 0  # from then on somebody listens at any time
+                    time.sleep(0.02)
+                if served[-1:] == [new]:
+                    break
+                assert time.monotonic() < deadline
+            if count:
+                assert programs[count - 1].wait(timeout=30) == 0
+                assert {ask(port) for _ in range(20)} == {new}
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+    assert set(served) == {b"process %d\n" % program.pid for program in programs}

@@ -14,7 +14,7 @@ from handleipc import exceptions
 CONTRACT = """
     BoundSocket Channel ChannelBroken ChannelBusy ChannelClosed ChannelFull Child Connection
     Conversion DescriptorReleased FileDescriptor ForkedCopy HandleError HandleIPCError HandleInDoubt
-    HandleNotDelivered Limits Door accepting
+    HandleNotDelivered Limits Door accepting ChannelListener connect listen_channels
     LineTooLong LocalProtocolError MalformedEnvelope MessageNotSerializable Native NoChannel
     ProtocolError RemoteProtocolError Server Socket UnsupportedHandle WorkerExited __version__ fork
     freeze_support listen listen_unix parent register spawn

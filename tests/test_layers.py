@@ -65,6 +65,7 @@ LAYERS = [
     {"asyncio.tracking", "asyncio.listening"},
     {"asyncio.sender"},
     {"asyncio.channel"},
+    {"asyncio.connecting"},
     {"asyncio.child"},
     {"asyncio.process"},
     {"asyncio.target"},

@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from handleipc.asyncio.attachment import NO_THREAD, process_system
 from handleipc.asyncio.logs import throttle
@@ -19,6 +19,7 @@ from handleipc.asyncio.posting import running_loop
 from handleipc.asyncio.reasons import Aborted
 from handleipc.asyncio.registry import default_registry
 from handleipc.asyncio.sender import Sender
+from handleipc.asyncio.starting import check_limits, refuse_descriptors
 from handleipc.exceptions import (
     ChannelBusy,
     ChannelClosed,
@@ -76,6 +77,54 @@ class Channel(Sender):
         self._wants_all = False
         self._takers_changed = True
         self._disconnect_emitted = False
+
+    @classmethod
+    def over(
+        cls,
+        sock: socket.socket,
+        *,
+        role: Literal["parent", "child"],
+        limits: Limits | None = None,
+        accept_handles: bool = True,
+    ) -> Channel:
+        """Make a channel of a connected Unix stream socket, between any two handleipc processes.
+
+        Of a ``socket.socketpair()``, or of a socket that another program connected. The channel
+        owns it from here on, and ``sock`` is detached. They speak the native dialect. Who may be at
+        the other end is for the caller to say: ``peer`` tells, and ``connect`` and
+        ``listen_channels`` ask.
+
+        Args:
+            sock: the socket, of which nothing was read or written yet.
+            role: ``"parent"`` at one end and ``"child"`` at the other, whoever started whom.
+            limits: the bounds of this end; None for the defaults.
+            accept_handles: False refuses descriptors from the peer, as ``spawn`` does.
+
+        Raises:
+            TypeError, ValueError: it is no such socket, or an argument makes no sense; it is the
+                caller's still.
+        """
+        if role not in ("parent", "child"):
+            raise ValueError(f"role={role!r}: one end is the 'parent', the other the 'child'")
+        check_limits(limits)
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f"a channel needs a socket.socket, not a {type(sock).__name__}")
+        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+            raise ValueError(f"{sock!r} cannot carry descriptors: a Unix stream socket can")
+        try:
+            sock.getpeername()
+        except OSError as error:
+            raise ValueError(f"{sock!r} is not connected: {error.strerror}") from None
+        asyncio.get_running_loop()  # raises where there is none, while all is as it was
+        if not accept_handles:
+            refuse_descriptors(sock)
+        return Channel(
+            socket.socket(fileno=sock.detach()),
+            limits or Limits(),
+            inviting=role == "parent",
+            invited_by=Invitation(0, 0) if role == "child" else None,
+            accept_handles=accept_handles,
+        )
 
     def _attach(self) -> None:
         self._ended = asyncio.Event()  # an event belongs to the loop it was first waited in

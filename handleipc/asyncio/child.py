@@ -24,6 +24,7 @@ from handleipc.exceptions import LocalProtocolError, WorkerExited
 from handleipc.limits import Limits
 from handleipc.protocol.channel import State
 from handleipc.system import close_quietly
+from handleipc.wire.peer import Peer
 
 __all__ = ["Child"]
 
@@ -90,8 +91,10 @@ class Child(Channel):
         """The process id; it stays the child's until its exit has been seen."""
         return self._process.pid
 
-    def _peer_pid(self) -> int:
-        return self.pid
+    @property
+    def peer(self) -> Peer:
+        """The process, of which ``pid`` alone is known."""
+        return Peer(self.pid, None, None)
 
     @property
     def exited(self) -> bool:

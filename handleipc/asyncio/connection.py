@@ -15,7 +15,7 @@ from handleipc.asyncio.lingering import linger
 from handleipc.handles.connection import BaseConnection, Socket, clear_linger
 from handleipc.wire.syscalls import discard, end_stream
 
-__all__ = ["Connection", "last_bytes"]
+__all__ = ["PEEK_LIMIT", "PEEK_TIMEOUT", "Connection", "last_bytes", "peek_until"]
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
 
@@ -179,39 +179,7 @@ class Connection(BaseConnection):
             ValueError: ``separator`` is empty, or longer than ``limit``.
             DescriptorReleased: it is closed, detached or on its way.
         """
-        if not 0 < len(separator) <= limit:
-            raise ValueError(f"a separator has 1 to {limit} bytes (limit=), not {len(separator)}")
-        if (found := self._find(separator, limit)) is not None:
-            return found
-        async with asyncio.timeout(timeout):
-            with arrivals(self.fileno()) as arrival:
-                while (found := self._find(separator, limit)) is None:
-                    await arrival.wait()
-                    arrival.clear()
-        return found
-
-    def _find(self, separator: bytes, limit: int) -> bytes | None:
-        """Return what has arrived up to the end of ``separator``, or None. Raises as peek_until."""
-        ended = has_ended(self.fileno())  # first: what is there now is all that comes
-        seen = self._head[:limit]
-        if len(seen) < limit:
-            try:
-                more = self._peek_at_socket(limit - len(seen))
-            except BlockingIOError:
-                pass
-            else:
-                ended = ended or not more
-                seen += more
-        start, found, _ = seen.partition(separator)
-        if found:
-            return start + found
-        if len(seen) >= limit:
-            raise asyncio.LimitOverrunError(
-                f"{limit} bytes have come (limit=), and {separator!r} is not among them", len(seen)
-            )
-        if ended:
-            raise asyncio.IncompleteReadError(seen, None)
-        return None
+        return await peek_until(self, separator, limit, timeout)
 
     async def end(self, data: bytes = b"") -> None:
         """Write all of ``data``, send FIN, and return; the connection is used up.
@@ -249,6 +217,46 @@ class Connection(BaseConnection):
             ending.close()
         else:
             linger(self._from(self) if ending is self else ending)
+
+
+async def peek_until(
+    connection: BaseConnection, separator: bytes, limit: int, timeout: float | None
+) -> bytes:
+    """Do what ``Connection.peek_until`` says, for any front's connection."""
+    if not 0 < len(separator) <= limit:
+        raise ValueError(f"a separator has 1 to {limit} bytes (limit=), not {len(separator)}")
+    if (found := _find(connection, separator, limit)) is not None:
+        return found
+    async with asyncio.timeout(timeout):
+        with arrivals(connection.fileno()) as arrival:
+            while (found := _find(connection, separator, limit)) is None:
+                await arrival.wait()
+                arrival.clear()
+    return found
+
+
+def _find(connection: BaseConnection, separator: bytes, limit: int) -> bytes | None:
+    """Return what has arrived up to the end of ``separator``, or None. Raises as peek_until."""
+    ended = has_ended(connection.fileno())  # first: what is there now is all that comes
+    seen = connection.head[:limit]
+    if len(seen) < limit:
+        try:
+            more = connection._peek_at_socket(limit - len(seen))
+        except BlockingIOError:
+            pass
+        else:
+            ended = ended or not more
+            seen += more
+    start, found, _ = seen.partition(separator)
+    if found:
+        return start + found
+    if len(seen) >= limit:
+        raise asyncio.LimitOverrunError(
+            f"{limit} bytes have come (limit=), and {separator!r} is not among them", len(seen)
+        )
+    if ended:
+        raise asyncio.IncompleteReadError(seen, None)
+    return None
 
 
 def last_bytes(data: bytes) -> memoryview:

@@ -34,6 +34,7 @@ from handleipc.protocol.channel import ChannelProtocol, State
 from handleipc.protocol.stages import Stage
 from handleipc.wire.framing import Batch
 from handleipc.wire.link import Link
+from handleipc.wire.peer import Peer
 from handleipc.wire.syscalls import Refused
 
 __all__ = ["Driver", "process_system"]
@@ -105,12 +106,13 @@ class Driver(Attachment):
         """Whether a local wait may depend on what the peer has sent."""
         return False
 
-    def _peer_pid(self) -> int:
-        """Return the id of the process at the other end; 0 if not known."""
-        return self._link.peer_pid()
+    @property
+    def peer(self) -> Peer:
+        """Who made the other end: ``pid`` (0: hidden), ``uid``, ``gid`` (None: not known)."""
+        return self._link.peer
 
     def _node_pid(self) -> int:
-        return 0 if self._protocol.outgoing.native else self._peer_pid()
+        return 0 if self._protocol.outgoing.native else self.peer.pid
 
     @property
     def _is_closed(self) -> bool:

@@ -10,17 +10,16 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
-from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.listener import UNTAKEN, check_untaken
 from handleipc.asyncio.server import Server
 from handleipc.asyncio.socketpath import BoundPath
 from handleipc.handles.addresses import Address
 from handleipc.system import close_quietly
 
-__all__ = ["listen", "listen_unix"]
+__all__ = ["BACKLOG", "Closeable", "Listening", "listen", "listen_unix"]
 
 # Node's default; the kernel caps it at net.core.somaxconn.
 BACKLOG = 511
@@ -30,23 +29,33 @@ NOT_AWAITED = (
 )
 
 
-class _Listening:
+class Closeable(Protocol):
+    """What ``Listening`` closes at the end of its block."""
+
+    def close(self) -> object:
+        """Listen no longer."""
+
+
+ServerT = TypeVar("ServerT", bound=Closeable)
+
+
+class Listening(Generic[ServerT]):
     """What ``listen`` returns: awaited it gives a ``Server``, in ``async with`` it is one."""
 
-    def __init__(self, build: Callable[[], Any]) -> None:
+    def __init__(self, build: Callable[[], Coroutine[Any, Any, ServerT]]) -> None:
         self._build = build
-        self._server: Server | None = None
+        self._server: ServerT | None = None
 
-    def __await__(self) -> Generator[Any, None, Server]:
-        return self._build().__await__()  # type: ignore[no-any-return]
+    def __await__(self) -> Generator[Any, None, ServerT]:
+        return self._build().__await__()
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{name}: {NOT_AWAITED}")
 
-    def __aiter__(self) -> AsyncIterator[Connection]:
+    def __aiter__(self) -> AsyncIterator[Any]:
         raise TypeError(NOT_AWAITED)
 
-    async def __aenter__(self) -> Server:
+    async def __aenter__(self) -> ServerT:
         self._server = await self
         return self._server
 
@@ -64,7 +73,7 @@ def listen(
     reuse_address: bool = True,
     ipv6_only: bool = False,
     untaken: int = UNTAKEN,
-) -> _Listening:
+) -> Listening[Server]:
     """Listen for TCP connections: ``server = await listen(...)`` or ``async with listen(...)``.
 
     Leaving the ``async with`` block closes the listener and does not wait for connections. To serve
@@ -110,12 +119,12 @@ def listen(
             close_quietly(sock)
             raise
 
-    return _Listening(build)
+    return Listening(build)
 
 
 def listen_unix(
     path: str | bytes | os.PathLike[str], *, backlog: int = BACKLOG, untaken: int = UNTAKEN
-) -> _Listening:
+) -> Listening[Server]:
     """Listen at a Unix socket path, as ``listen`` does at a port.
 
     ``close()`` removes the path, wherever the process works by then, if nobody else has bound it
@@ -149,7 +158,7 @@ def listen_unix(
                 bound.remove()
             raise
 
-    return _Listening(build)
+    return Listening(build)
 
 
 async def _resolve(host: str | None, port: int) -> tuple[int, Address]:

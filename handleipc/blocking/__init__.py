@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import IO, Any, Unpack
 
 import handleipc.asyncio.streams  # noqa: F401  # for what it registers, as handleipc does
-from handleipc.asyncio import listening, process
+from handleipc.asyncio import connecting, listening, process
 from handleipc.asyncio.runner import close_first
 from handleipc.asyncio.starting import STREAMS, Options
 from handleipc.blocking.channel import Channel, Child
@@ -32,6 +32,7 @@ __all__ = [
     "Child",
     "Connection",
     "Server",
+    "connect",
     "fork",
     "listen",
     "listen_unix",
@@ -116,6 +117,15 @@ def parent(*, limits: Limits | None = None, accept_handles: bool = True) -> Chan
 
 
 _parent: Channel | None = None
+
+
+def connect(path: str | bytes | os.PathLike[str], **options: Any) -> Channel:
+    """Connect to a process that has called ``listen_channels``, as ``handleipc.connect``.
+
+    Raises:
+        PermissionError, TimeoutError, OSError, TypeError: as there.
+    """
+    return Channel(run(lambda: connecting.connect(path, **options)))
 
 
 def listen(host: str | None, port: int, **options: Any) -> Server:

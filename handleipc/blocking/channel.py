@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal as signals
+import socket
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -16,6 +17,7 @@ from handleipc.blocking.taking import Takes, call, look, run, within
 from handleipc.exceptions import HandleInDoubt, HandleNotDelivered
 from handleipc.system import close_quietly
 from handleipc.typing import JSON
+from handleipc.wire.peer import Peer
 
 __all__ = ["Channel", "Child"]
 
@@ -31,6 +33,19 @@ class Channel(Takes[Message]):
     def __init__(self, channel: front.Channel) -> None:
         super().__init__()
         self._channel = channel
+
+    @classmethod
+    def over(cls, sock: socket.socket, **options: Any) -> Channel:
+        """Make a channel of a connected Unix stream socket, as ``handleipc.Channel.over``.
+
+        Raises:
+            TypeError, ValueError: as there.
+        """
+
+        async def make() -> front.Channel:
+            return front.Channel.over(sock, **options)
+
+        return Channel(run(make))
 
     async def _next(self) -> Message:
         message, handle = await anext(self._channel)
@@ -111,6 +126,11 @@ class Channel(Takes[Message]):
     def dialect(self) -> str:
         """``"node"`` or ``"native"``: how this channel is spelled on the wire, as known so far."""
         return self._channel.dialect
+
+    @property
+    def peer(self) -> Peer:
+        """Who made the other end: ``pid`` (0: hidden), ``uid``, ``gid`` (None: not known)."""
+        return self._channel.peer
 
     def __enter__(self) -> Self:
         return self

@@ -38,6 +38,21 @@ class Connection(BaseConnection):
         sock.settimeout(None)
         return sock
 
+    def peek_until(
+        self,
+        separator: bytes,
+        *,
+        limit: int = front.PEEK_LIMIT,
+        timeout: float | None = front.PEEK_TIMEOUT,
+    ) -> bytes:
+        """Wait until ``separator`` has arrived, and return everything up to its end, unread.
+
+        Raises:
+            TimeoutError, LimitOverrunError, IncompleteReadError, OSError, ValueError,
+            DescriptorReleased: as ``handleipc.Connection.peek_until``.
+        """
+        return run(lambda: front.peek_until(self, separator, limit, timeout))
+
     def end(self, data: bytes = b"", *, timeout: float | None = None) -> None:
         """Write all of ``data``, send FIN, and return; the connection is used up.
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from handleipc.system import close_quietly
 from handleipc.wire.framing import MAX_ENDS, Batch, LineFramer, LongLine
 from handleipc.wire.gaps import Gaps
-from handleipc.wire.peer import peer_pid, peer_pidfd
+from handleipc.wire.peer import peer_of, peer_pidfd
 from handleipc.wire.syscalls import Receiver, Refused, send_with_fds
 
 __all__ = ["Link"]
@@ -46,6 +46,7 @@ class Link:
     ) -> None:
         self._sock = sock
         self.fd = sock.fileno()
+        self.peer = peer_of(sock)
         try:
             sock.setblocking(False)
             self._receiver = Receiver(LineFramer(line_limit))
@@ -127,10 +128,6 @@ class Link:
     def peer_pidfd(self) -> int:
         """Return a pidfd of the process that made the peer's end, or -1; the caller's."""
         return peer_pidfd(self._sock)
-
-    def peer_pid(self) -> int:
-        """Return the id of that process; 0 if it is not known."""
-        return peer_pid(self._sock)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -11,23 +11,37 @@ import os
 import socket
 import struct
 import sys
+from typing import NamedTuple
 
-__all__ = ["peer_pid", "peer_pidfd"]
+__all__ = ["Peer", "peer_of", "peer_pidfd"]
 
 # asm-generic/socket.h, Linux 6.5: a pidfd of the process that SO_PEERCRED names.
 _SO_PEERPIDFD = 77
 _UCRED = "3i"
 
 
-def peer_pid(sock: socket.socket) -> int:
-    """Return the id of the process that made the other end; 0 where the system hides it."""
+class Peer(NamedTuple):
+    """The process that made the other end of a socket, as the kernel knows it.
+
+    Attributes:
+        pid: 0 where the system hides it, as in another PID namespace.
+        uid, gid: whom it ran as then; None where the system does not say.
+    """
+
+    pid: int
+    uid: int | None
+    gid: int | None
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Return who made the other end: called connect or listen, or made the socket pair."""
     if sys.platform != "linux":
-        return 0
+        return Peer(0, None, None)
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_UCRED))
     except OSError:
-        return 0
-    return int(struct.unpack(_UCRED, raw)[0])
+        return Peer(0, None, None)
+    return Peer(*struct.unpack(_UCRED, raw))
 
 
 def peer_pidfd(sock: socket.socket) -> int:
@@ -37,7 +51,7 @@ def peer_pidfd(sock: socket.socket) -> int:
     process itself, and when that process has ended already: somebody else has its end then. The
     descriptor is close-on-exec, and the caller's.
     """
-    pid = peer_pid(sock)
+    pid = peer_of(sock).pid
     if pid in (0, os.getpid()):
         return -1
     try:

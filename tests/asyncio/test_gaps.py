@@ -128,7 +128,7 @@ def test_creator_and_unread(pair: tuple[socket.socket, socket.socket]) -> None:
     """The kernel says who made a pair, and whether what was written there was read."""
     a, b = pair
     link = Link(a, 1024)
-    assert link.peer_pid() == os.getpid()
+    assert link.peer.pid == os.getpid()
     assert link.peer_has_read()
     a.send(b"x")
     assert not link.peer_has_read()

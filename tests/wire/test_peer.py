@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from handleipc.wire import peer
-from handleipc.wire.peer import peer_pid, peer_pidfd
+from handleipc.wire.peer import peer_of, peer_pidfd
 
 
 class Maker(NamedTuple):
@@ -49,7 +49,7 @@ def test_other_process(maker: Maker, monkeypatch: pytest.MonkeyPatch, has_peerpi
     """The pidfd is of the process that made the pair, close-on-exec, readable when it ends."""
     if not has_peerpidfd:
         monkeypatch.setattr(peer, "_SO_PEERPIDFD", 9999)
-    assert peer_pid(maker.sock) == maker.pid
+    assert peer_of(maker.sock).pid == maker.pid
     fd = peer_pidfd(maker.sock)
     try:
         assert not os.get_inheritable(fd)
@@ -64,7 +64,7 @@ def test_own_process() -> None:
     """A pair that this process made itself is not watched."""
     a, b = socket.socketpair()
     with a, b:
-        assert peer_pid(a) == os.getpid()
+        assert peer_of(a).pid == os.getpid()
         assert peer_pidfd(a) == -1
 
 
@@ -73,7 +73,7 @@ def test_nothing_to_watch(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None
     a, b = socket.socketpair()
     a.close()
     b.close()
-    assert peer_pid(a) == 0
+    assert peer_of(a).pid == 0
     assert peer_pidfd(a) == -1
 
     def full(_: int) -> int:
@@ -84,4 +84,4 @@ def test_nothing_to_watch(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None
         patched.setattr(os, "pidfd_open", full)
         assert peer_pidfd(maker.sock) == -1
     monkeypatch.setattr(peer.sys, "platform", "freebsd14")
-    assert peer_pid(maker.sock) == 0
+    assert peer_of(maker.sock).pid == 0
