@@ -7,6 +7,7 @@ import gc
 import inspect
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -55,6 +56,14 @@ def log_of_its_own() -> None:
     throttle._kinds.clear()
 
 
+def end_children() -> None:
+    """End what a test left running, or every test after it would fail, and wait for that."""
+    for thread in Path("/proc/self/task").iterdir():
+        for pid in (thread / "children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+            os.waitpid(int(pid), 0)
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """Every test ends with the descriptors it began with, and without child processes."""
@@ -74,6 +83,7 @@ def nothing_leaks() -> Iterator[None]:
         while True:
             dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if time.monotonic() > deadline:
+                end_children()
                 pytest.fail(f"a child process was left {'unreaped' if dead else 'running'}")
             time.sleep(0.01)
 

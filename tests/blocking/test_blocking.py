@@ -484,12 +484,20 @@ with handleipc.blocking.fork({str(program(ECHO))!r}) as child:
     child.recv()
 """
     )
-    running = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    pid = int(running.stdout.readline())
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    with subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started the tests in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as running:
+        try:
+            pid = int(running.stdout.readline())
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert running.returncode == -signal.SIGINT
     with pytest.raises(ProcessLookupError):
