@@ -561,3 +561,18 @@ def test_close_of_a_socket_raises_nothing() -> None:
     os.close(sock.fileno())
     sock.close()
     assert sock.fileno() == -1
+
+
+@pytest.mark.parametrize("end", ["close", "detach"])
+def test_end_of_a_socket_is_told_once(tcp: Tcp, end: str) -> None:
+    """Whoever asked hears that it was closed or given away, and nothing of it afterwards."""
+    _, connect = tcp
+    sock = connect().socket()
+    told: list[int] = []
+    sock._on_end = lambda: told.append(sock.fileno())
+    if end == "close":
+        sock.close()
+    else:
+        os.close(sock.detach())
+    sock.close()
+    assert told == [-1]

@@ -26,6 +26,7 @@ from handleipc.wire.syscalls import (
     close_received,
     descriptor_kind,
     discard,
+    end_stream,
     exit_with_parent,
     inherits_signals,
     reset_signals,
@@ -526,3 +527,36 @@ def test_accept_on_what_does_not_listen(pair: Pair) -> None:
     """An error of the listener is raised."""
     with pytest.raises(OSError, match="Invalid argument"):
         Acceptor(1).accept(pair[0].fileno(), 1)
+
+
+def test_end_stream(pair: Pair) -> None:
+    """All of the bytes and the FIN; one more once the other end has sent its own."""
+    a, b = pair
+    b.send(b"request")
+    assert end_stream(a.fileno(), b"answer") == 6
+    assert b.recv(10) == b"answer"
+    assert b.recv(10) == b""
+    with pytest.raises(BlockingIOError):
+        a.recv(10)
+    b.shutdown(socket.SHUT_WR)
+    assert end_stream(a.fileno(), b"") == 1
+
+
+def test_end_stream_of_a_full_socket(pair: Pair) -> None:
+    """What the kernel does not take is not written, and has no FIN behind it."""
+    a, b = pair
+    data = bytes(8 << 20)
+    written = end_stream(a.fileno(), data)
+    assert 0 < written < len(data)
+    received = 0
+    while received < written:
+        received += len(b.recv(1 << 20))
+    with pytest.raises(BlockingIOError):
+        b.recv(1)
+
+
+def test_end_stream_of_no_connection() -> None:
+    """The system's error, as an exception."""
+    with pytest.raises(OSError) as caught:
+        end_stream(-1, b"x")
+    assert caught.value.errno == errno.EBADF
