@@ -21,6 +21,7 @@ import socket
 import sys
 
 import handleipc
+from handleipc import parent  # loads the whole of it once, and not in each child
 
 GREETING, ANSWER = b"hello\n", b"ok\n"
 
@@ -63,9 +64,8 @@ async def serve(connection: handleipc.Connection) -> None:
 
 async def work(taken: Taken, at_once: int) -> None:
     """Serve what the parent hands over, until it ends."""
-    parent = await handleipc.parent()
     serving: set[asyncio.Task[None]] = set()
-    async for number, connection in parent:
+    async for number, connection in await parent():
         taken.take(number)
         task = asyncio.ensure_future(serve(connection))
         serving.add(task)
