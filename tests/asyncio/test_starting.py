@@ -505,6 +505,9 @@ async def test_pipes_that_cannot_be_watched(monkeypatch, refusals: int) -> None:
     child.stdin.close()
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11, 4), reason="subprocess leaks the pipes of a start that fails there"
+)
 async def test_no_descriptor_left_to_start_with(descriptor_limit) -> None:
     """With fewer and fewer descriptors free a start works or fails, and leaves nothing."""
     lowest = os.dup(0)
