@@ -14,7 +14,7 @@ import socket
 import weakref
 from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from ssl import SSLContext, SSLError
+from ssl import SSLContext
 from typing import Any, Self
 
 from handleipc.asyncio.adoption import Tls
@@ -137,11 +137,33 @@ class Door:
         if handle is not None:
             close_quietly(handle)
 
-    async def _serve(self, protocol_factory: Any, options: dict[str, Any]) -> HandedServer:
+    async def _serve(
+        self,
+        protocol_factory: Any,
+        *,
+        sock: Any,
+        ssl: SSLContext | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        start_serving: bool = True,
+        family: Any = None,
+        flags: Any = None,
+        backlog: Any = None,
+        reuse_address: Any = None,
+        reuse_port: Any = None,
+        keep_alive: Any = None,
+    ) -> HandedServer:
+        """Do what ``create_server`` does, with those of its options that need no listener.
+
+        Raises:
+            TypeError, ValueError, ssl.SSLError: an option is none of its, or makes no sense.
+            ChannelBusy: this door has a server.
+        """
+        tls = Tls.of(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
         if self._server is not None and not self._server._is_closed:
             raise ChannelBusy("another server takes the connections of this door: close it first")
-        self._server = server = HandedServer(self, protocol_factory, options)
-        if options["start_serving"]:
+        self._server = server = HandedServer(self, protocol_factory, tls)
+        if start_serving:
             await server.start_serving()
         return server
 
@@ -161,35 +183,10 @@ def _diverting(
                 name = sock.getsockname()
             for door in _doors.get(loop, ()):
                 if door._address == name:
-                    return await door._serve(protocol_factory, _served_options(**options))
+                    return await door._serve(protocol_factory, **options)
         return await original(protocol_factory, host, port, **options)
 
     return create_server
-
-
-def _served_options(
-    *,
-    sock: Any,
-    ssl: SSLContext | None = None,
-    ssl_handshake_timeout: float | None = None,
-    ssl_shutdown_timeout: float | None = None,
-    start_serving: bool = True,
-    family: Any = None,
-    flags: Any = None,
-    backlog: Any = None,
-    reuse_address: Any = None,
-    reuse_port: Any = None,
-    keep_alive: Any = None,
-) -> dict[str, Any]:
-    """Return those options of ``create_server`` that mean something without a listener.
-
-    Raises:
-        TypeError: there is one that it does not have.
-    """
-    return {
-        "tls": Tls.of(ssl, ssl_handshake_timeout, ssl_shutdown_timeout),
-        "start_serving": start_serving,
-    }
 
 
 class HandedServer(asyncio.AbstractServer):
@@ -198,10 +195,10 @@ class HandedServer(asyncio.AbstractServer):
     Closing it closes neither the door's source nor its connections, and another may follow it.
     """
 
-    def __init__(self, door: Door, protocol_factory: Any, options: dict[str, Any]) -> None:
+    def __init__(self, door: Door, protocol_factory: Any, tls: Tls | None) -> None:
         self._door = door
         self._factory = protocol_factory
-        self._tls: Tls | None = options["tls"]
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._is_closed = False
         self._task: asyncio.Task[None] | None = None
@@ -321,7 +318,7 @@ class HandedServer(asyncio.AbstractServer):
                 close_quietly(connection)
             if not isinstance(error, Exception):
                 raise
-            if not isinstance(error, (OSError, SSLError)):  # which are the client's affair
+            if not isinstance(error, OSError):  # which is the client's affair, as is an SSLError
                 self._loop.call_exception_handler(
                     {"message": "a handed connection could not be served", "exception": error}
                 )

@@ -7,7 +7,6 @@ process runs as, since whoever has the other end of a channel can keep what is s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import Collection
@@ -20,7 +19,6 @@ from handleipc.asyncio.server import Server
 from handleipc.asyncio.starting import check_limits
 from handleipc.handles.addresses import Address
 from handleipc.limits import Limits
-from handleipc.system import close_quietly
 from handleipc.wire.peer import Peer, peer_of
 
 __all__ = ["ChannelListener", "connect", "listen_channels"]
@@ -61,8 +59,8 @@ async def connect(
         OSError: the system refuses for another reason.
     """
     check_limits(limits)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    # Closed at the end of the block, unless the channel has it.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         async with asyncio.timeout(timeout):
             await _connect(sock, os.fspath(path))
@@ -73,9 +71,6 @@ async def connect(
                 " this process: whom else to trust is said with users="
             )
         return Channel.over(sock, role="child", limits=limits, accept_handles=accept_handles)
-    except BaseException:
-        close_quietly(sock)
-        raise
 
 
 async def _connect(sock: socket.socket, path: str | bytes) -> None:
@@ -145,8 +140,7 @@ class ChannelListener:
 
     async def __anext__(self) -> Channel:
         async for connection in self._server:
-            sock = connection.socket()
-            try:
+            with connection.socket() as sock:  # closed there, unless the channel has it
                 peer = peer_of(sock)
                 if _is_welcome(peer, self._users):
                     return Channel.over(
@@ -155,9 +149,6 @@ class ChannelListener:
                         limits=self._limits,
                         accept_handles=self._accept_handles,
                     )
-            finally:
-                with contextlib.suppress(OSError):
-                    sock.close()  # unless the channel has it
             throttle.warning(
                 "turned away",
                 "process %d of user %s was turned away from %r: users= says who may connect",

@@ -11,15 +11,15 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from handleipc.asyncio.listener import UNTAKEN, check_untaken
 from handleipc.asyncio.server import Server
 from handleipc.asyncio.socketpath import BoundPath
 from handleipc.handles.addresses import Address
-from handleipc.system import close_quietly
+from handleipc.system import Closeable, close_quietly
 
-__all__ = ["BACKLOG", "Closeable", "Listening", "listen", "listen_unix"]
+__all__ = ["BACKLOG", "Listening", "listen", "listen_unix"]
 
 # Node's default; the kernel caps it at net.core.somaxconn.
 BACKLOG = 511
@@ -27,13 +27,6 @@ NOT_AWAITED = (
     "listen() has not been awaited: write `server = await handleipc.listen(...)`, or"
     " `async with handleipc.listen(...) as server`"
 )
-
-
-class Closeable(Protocol):
-    """What ``Listening`` closes at the end of its block."""
-
-    def close(self) -> object:
-        """Listen no longer."""
 
 
 ServerT = TypeVar("ServerT", bound=Closeable)
