@@ -14,17 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.listening import dial_when_it_listens, free_port
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 README = (ROOT / "README.md").read_text()
 ANSWER = b"Child handled it."
 REQUEST = b"GET /%b HTTP/1.0\r\n\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def dial(port: int) -> socket.socket:
@@ -125,14 +121,7 @@ def running(command: list[str], directory: Path, port: int, **env: str) -> Itera
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                dial(port).close()
-                break
-            except ConnectionRefusedError:
-                assert process.poll() is None and time.monotonic() < deadline, "nobody listens"
-                time.sleep(0.01)  # a process starts; there is nothing else to wait for
+        dial_when_it_listens(process, port, timeout=30).close()
         yield
         assert process.poll() is None, "it has ended"
     finally:

@@ -8,12 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.listening import dial_when_it_listens, free_port
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -72,8 +73,7 @@ CLIENTS: dict[str, Callable[[int], str]] = {
 @contextmanager
 def running(folder: Path, name: str, loop: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The example, as a process that listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
+    port = free_port()
     example = f"with_{name}"
     text = RUN.format(examples=str(EXAMPLES), loop=loop, example=example, port=port)
     (folder / "run.py").write_text(text)
@@ -82,15 +82,7 @@ def running(folder: Path, name: str, loop: str) -> Iterator[tuple[subprocess.Pop
         [sys.executable, "-W", "ignore", "run.py"], cwd=folder, stdout=pipe, stderr=pipe, text=True
     ) as process:
         try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()  # and is impolite
-                    break
-                except ConnectionRefusedError:
-                    assert process.poll() is None, process.communicate()
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
+            dial_when_it_listens(process, port, timeout=60).close()  # and is impolite
             yield process, port
         finally:
             process.kill()

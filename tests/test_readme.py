@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.listening import dial_when_it_listens, free_port
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,23 +23,9 @@ def programs() -> dict[str, str]:
     return {name: text for text, name in blocks}
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def ask(port: int) -> bytes:
-    """Be the client, as soon as somebody listens."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            client = socket.create_connection(("127.0.0.1", port), timeout=20)
-            break
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline, "nobody listens"
-            time.sleep(0.01)  # a process starts; there is nothing else to wait for
-    with client:
+def ask(process: subprocess.Popen[bytes], port: int) -> bytes:
+    """Be the client, as soon as it listens."""
+    with dial_when_it_listens(process, port, timeout=20) as client:
         answer = b""
         while chunk := client.recv(1024):
             answer += chunk
@@ -55,7 +41,7 @@ def serve(command: list[str], directory: Path, port: int, env: dict[str, str]) -
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        return ask(port)
+        return ask(process, port)
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
