@@ -29,6 +29,9 @@ _NODE_NPM = f"node-linux-{'arm64' if _ARM else 'x64'}"
 _BUN_NPM = f"@oven/bun-linux-{'aarch64' if _ARM else 'x64'}"
 _DENO_NPM = f"@deno/linux-{'arm64' if _ARM else 'x64'}-glibc"
 
+# What could not be installed: npm tries for more than a minute, and not for each test again.
+_failed: set[str] = set()
+
 NO_NPM = (
     "no npm in PATH, which these tests fetch Node 26, Bun and Deno with: install Node.js with npm from"
     " your system's packages, or name in HANDLEIPC_NODES a folder into which they were fetched before"
@@ -73,6 +76,8 @@ def _install(name: str, inside: str, command: Sequence[str]) -> Path:
     binary = ROOT / name / inside
     if binary.exists():
         return binary
+    if name in _failed:
+        pytest.fail(f"{name} could not be installed: the first test that asked says why", False)
     if command[0] == "npm" and shutil.which("npm") is None:
         pytest.fail(NO_NPM, pytrace=False)
     ROOT.mkdir(parents=True, exist_ok=True)
@@ -81,7 +86,11 @@ def _install(name: str, inside: str, command: Sequence[str]) -> Path:
         filled.mkdir()
         if command[0] == "npm":
             (filled / "package.json").write_text("{}\n")  # or npm looks for one further up
-        subprocess.run([*command, str(filled)], check=True, stdin=subprocess.DEVNULL)
+        try:
+            subprocess.run([*command, str(filled)], check=True, stdin=subprocess.DEVNULL)
+        except subprocess.CalledProcessError:
+            _failed.add(name)
+            raise
         try:
             filled.rename(ROOT / name)
         except OSError:
