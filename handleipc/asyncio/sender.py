@@ -124,31 +124,43 @@ class Sender(TrackingDriver):
             else:
                 async with asyncio.timeout(timeout):
                     await waiter
-        except (asyncio.CancelledError, TimeoutError, ChannelBusy) as error:
-            entry.waiter = None
-            withdrawn = self._protocol.outgoing.withdraw(entry)
-            self._schedule_turn()
+        except TimeoutError:
+            self._time_out(entry, waiter, timeout)
+        except (asyncio.CancelledError, ChannelBusy):
+            self._stop_waiting(entry)
             failed = waiter.exception() if waiter.done() and not waiter.cancelled() else None
             if isinstance(failed, HandleNotDelivered | HandleInDoubt):
                 # It ended in the very turn in which the caller stopped waiting.
                 self._undelivered(entry, failed.reason)
-            if isinstance(error, TimeoutError) and (outcome := self._take_outcome(entry)):
-                # It ended in a turn that is not over: the caller hears of it, and nobody else.
-                _, reason = outcome
-                if reason is None:
-                    return
-                raise self._failure(entry, reason) from None
-            if withdrawn and handle is not None and isinstance(error, TimeoutError):
-                why = f"it did not leave within {timeout} s"
-                raise HandleNotDelivered(handle, why) from None
-            if isinstance(error, TimeoutError) and timeout is not None:
-                raise TimeoutError(self._why_late(timeout, entry)) from None
             raise
         finally:
             self._handle_senders -= entry.descriptors > 0
             self._senders.leave(waiter)
 
-    def _why_late(self, timeout: float, entry: Entry) -> str:
+    def _stop_waiting(self, entry: Entry) -> bool:
+        """Withdraw an entry if it has not left; returns whether it was."""
+        entry.waiter = None
+        withdrawn = self._protocol.outgoing.withdraw(entry)
+        self._schedule_turn()
+        return withdrawn
+
+    def _time_out(self, entry: Entry, waiter: asyncio.Future[None], timeout: float | None) -> None:
+        """End a ``send`` whose time is over. Returns or raises as it ended, if that is known."""
+        withdrawn = self._stop_waiting(entry)
+        if not waiter.cancelled():
+            return waiter.result()
+        if outcome := self._take_outcome(entry):
+            # It ended in a turn that is not over: the caller hears of it, and nobody else.
+            _, reason = outcome
+            if reason is None:
+                return None
+            raise self._failure(entry, reason) from None
+        if withdrawn and entry.pending is not None:
+            why = f"it did not leave within {timeout} s"
+            raise HandleNotDelivered(entry.pending.handle, why) from None
+        raise TimeoutError(self._why_late(timeout, entry)) from None
+
+    def _why_late(self, timeout: float | None, entry: Entry) -> str:
         what = "message was not written" if entry.pending is None else "handle was not acknowledged"
         if entry.pending is None:
             then = (

@@ -756,6 +756,52 @@ async def test_timeout_of_what_has_ended(dialect: str, ends: str) -> None:
 
 
 @both_dialects
+@pytest.mark.parametrize("ends", ["refused", "taken"])
+async def test_timeout_in_the_turn_of_the_end(
+    monkeypatch: pytest.MonkeyPatch, dialect: str, ends: str
+) -> None:
+    """A handle that ended in the turn in which the time was over: the caller hears how."""
+    timeouts = []
+
+    def timeout(delay: float) -> asyncio.Timeout:
+        timeouts.append(asyncio.Timeout(asyncio.get_running_loop().time() + delay))
+        return timeouts[-1]
+
+    undelivered = []
+    async with joined(dialect) as (a, b):
+        a.on("undelivered", lambda *told: undelivered.append(told))
+        client, handle = connection()
+        with client:
+            report = a._report_outcomes
+
+            def late() -> None:
+                if a._protocol.outgoing.outcomes:
+                    timeouts[0].reschedule(0)  # runs before the sender can
+                report()
+
+            a._report_outcomes = late
+            if ends == "refused":
+                b._turn = lambda **_: None  # type: ignore[method-assign]  # acknowledges nothing
+            monkeypatch.setattr(asyncio, "timeout", timeout)
+            sending = asyncio.create_task(a.send("message", handle, timeout=60))
+            await asyncio.sleep(0)
+            monkeypatch.undo()
+            if ends == "taken":
+                _, received = await b.recv()
+                received.close()
+                await sending
+                assert handle.closed
+            else:
+                await turns()
+                b.abort()
+                with pytest.raises((handleipc.HandleNotDelivered, handleipc.HandleInDoubt)):
+                    await sending
+            assert timeouts[0].expired()
+        assert not undelivered
+        handle.close()
+
+
+@both_dialects
 async def test_timeout_of_a_plain_send(dialect: str) -> None:
     """``timeout=`` of a plain ``send``: ``TimeoutError``; begun, the message still goes whole."""
     async with raw_peer(dialect) as (a, peer):
