@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import logging
 import os
 import socket
 import stat
@@ -22,6 +23,7 @@ from types import MappingProxyType
 
 from handleipc.exceptions import NoChannel
 from handleipc.limits import Invitation, Limits
+from handleipc.texts import quoted
 from handleipc.wire import VERSION
 
 __all__ = [
@@ -272,8 +274,18 @@ def _read_invitation(text: str, sock: socket.socket) -> Invitation | None:
     fields = text.split(" ")
     if len(fields) < 4:
         return None
-    versions, numbers = fields[0].split(","), fields[1:4]
-    if str(VERSION) not in versions or not all(map(is_number, numbers)):
+    versions, numbers = fields[0], fields[1:4]
+    if not all(map(is_number, numbers)):
         return None
     cookie, descriptors, size = map(int, numbers)
-    return Invitation(descriptors, size) if cookie == socket_cookie(sock) else None
+    if cookie != socket_cookie(sock):
+        return None
+    if str(VERSION) not in versions.split(","):
+        logging.getLogger("handleipc").warning(
+            "the parent speaks version %s of the native dialect and this process version %d, so"
+            " they speak Node's: use the same version of handleipc in both",
+            quoted(versions, 40),
+            VERSION,
+        )
+        return None
+    return Invitation(descriptors, size)

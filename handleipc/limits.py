@@ -40,6 +40,7 @@ class Shape:
     depth: int
     values: int
     slow_line: int
+    line: int = 1024 * MIB
     short: int = dataclasses.field(init=False)
     """Bytes up to which no text can exceed the others: such a one need not be looked at."""
 
@@ -78,7 +79,8 @@ class Limits:
     1 GB/s. Held memory is this and one line at most."""
 
     line: int = 128 * MIB
-    """Longest line, both ways. A longer one ends the channel."""
+    """Longest line, both ways. A longer one ends the channel. Of many short messages, which a
+    native peer sends in one line, it bounds each; such a line has 8 KiB at most."""
 
     depth: int = 128
     """Deepest nesting of a message, both ways."""
@@ -181,7 +183,10 @@ class Limits:
     def shape(self) -> Shape:
         """The limits of one message. None is larger than the longest line, so that C can count."""
         return Shape(
-            min(self.depth, self.line), min(self.values, self.line), min(self.slow_line, self.line)
+            min(self.depth, self.line),
+            min(self.values, self.line),
+            min(self.slow_line, self.line),
+            self.line,
         )
 
     def __post_init__(self) -> None:

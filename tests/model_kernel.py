@@ -67,12 +67,13 @@ class Scenario:
     refused: frozenset[int] = frozenset()  # handles the peer cannot make sense of
     late: frozenset[str] = frozenset()  # ends that do not read from the start
     copies: frozenset[str] = frozenset()  # ends whose socket a forked copy holds, too
+    burst: int = 1  # sends of one turn
 
 
 def narrow_limits(rng: random.Random) -> Limits:
     """Limits small enough that a short script meets them."""
     return Limits(
-        window=rng.choice([1, 2, 4]),
+        window=rng.choice([1, 2, 4, 9]),
         ready=rng.choice([1, 2, 99]),
         set_size=rng.choice([1, 3, 64]),
         bytes=rng.choice([1, 40, 120, 1 << 16]),
@@ -170,7 +171,12 @@ class World:
                 raise Refusal("kind", "not what it claims to be")
             return Token(fds[0] // 10, fds, self, name)
 
-        return ChannelProtocol(self.scenario.limits, system, convert, **roles)
+        def maker(tag: str, kind: int, options: object) -> Callable[[int, int], Token] | None:
+            if self.scenario.refused:
+                return None
+            return lambda fd, kind: Token(fd // 10, [fd], self, name)
+
+        return ChannelProtocol(self.scenario.limits, system, convert, maker=maker, **roles)
 
     # -- descriptors -----------------------------------------------------------------------------
 
@@ -253,6 +259,11 @@ class World:
             self._after(end)
 
     def _do_send(self, end: End, size: int) -> None:
+        script = self.scenario.scripts[end.name]
+        for _ in range(min(self.scenario.burst, len(script) - end.position)):
+            self._send(end)
+
+    def _send(self, end: End) -> None:
         kind, number = self.scenario.scripts[end.name][end.position]
         end.position += 1
         end.sent.append((kind, number))
@@ -591,9 +602,10 @@ def random_scenario(rng: random.Random) -> Scenario:
     scripts: dict[str, list[tuple[str, int]]] = {}
     for name in "AB":
         scripts[name] = []
+        kinds = rng.choice(["mwhh", "mwhh", "hhhhhhm", "mmmmmmh"])
         for _ in range(rng.randint(0, 10)):
             number += 1
-            scripts[name].append((rng.choice("mwhh"), number))
+            scripts[name].append((rng.choice(kinds), number))
     fds_each = rng.choice([1, 1, 1, 2, 3, 7])
     roles = rng.choice(["fork", "fork", "node", "both"])
     if roles != "fork":
@@ -616,6 +628,7 @@ def random_scenario(rng: random.Random) -> Scenario:
         refused=frozenset(rng.sample(range(1, 21), 3)) if rng.random() < 0.3 else frozenset(),
         late=frozenset(rng.choice(["", "", "A", "B", "AB"])),
         copies=frozenset(rng.choice(["", "", "", "A", "B", "AB"])),
+        burst=rng.choice([1, 3, 9]),
     )
 
 

@@ -16,7 +16,7 @@ from handleipc.wire import codec
 from handleipc.wire.framing import DescriptorSet, LineFramer
 
 INVITED = Invitation(8, 1 << 20)
-SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"descriptors":8,"bytes":1048576}\n'
+SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":2,"ack":0,"descriptors":8,"bytes":1048576}\n'
 
 
 def take_one(deliveries: Deliveries) -> Received:

@@ -294,8 +294,17 @@ def test_invitation_of_several_versions(channel: Channel, cookie: int) -> None:
     """A later parent may offer several versions, and say more than this one reads."""
     assert invited(channel, f"{VERSION},99 {cookie} 1 2") == Invitation(1, 2)
     assert invited(channel, f"99,{VERSION} {cookie} 1 2 more words") == Invitation(1, 2)
-    assert invited(channel, f"99 {cookie} 1 2") is None
-    assert invited(channel, f"{VERSION}1 {cookie} 1 2") is None
+
+
+@pytest.mark.parametrize("versions", ["99", f"{VERSION}1", "", "1,3", "x" * 1000])
+def test_invitation_to_other_versions(
+    channel: Channel, cookie: int, versions: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Invites nobody, and one line says why both ends are slower than they could be."""
+    assert invited(channel, f"{versions} {cookie} 1 2") is None
+    (line,) = caplog.messages
+    assert "the same version of handleipc in both" in line
+    assert len(line) < 300
 
 
 def test_invitation_to_another_socket(channel: Channel, cookie: int) -> None:
@@ -309,10 +318,10 @@ def test_invitation_to_another_socket(channel: Channel, cookie: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", " ", "1", "1 {}", "1 {} 1", "x", "{}", " 1 {} 1 2", "1  {} 1 2", "1\t{}\t1\t2"),
-        *("1 {} -1 2", "1 {} 1 -2", "1 {} +1 2", "1 {} 1.0 2", "1 {} 1e3 2", "1 {} 0x1 2"),
-        *("1 {} 1_0 2", "1 {} \u0661 2", "1 {} \u00b2 2", "1 {} 1 2\n", "1 {}\n 1 2", "1 {} 1  2"),
-        *("1 x 1 2", "1 -{} 1 2", "1 None 1 2", ", {} 1 2", " {} 1 2", "\u0661 {} 1 2"),
+        *("", " ", "2", "2 {}", "2 {} 1", "x", "{}", " 2 {} 1 2", "2  {} 1 2", "2\t{}\t1\t2"),
+        *("2 {} -1 2", "2 {} 1 -2", "2 {} +1 2", "2 {} 1.0 2", "2 {} 1e3 2", "2 {} 0x1 2"),
+        *("2 {} 1_0 2", "2 {} \u0661 2", "2 {} \u00b2 2", "2 {} 1 2\n", "2 {}\n 1 2", "2 {} 1  2"),
+        *("2 x 1 2", "2 -{} 1 2", "2 None 1 2", ", {} 1 2", " {} 1 2", "\u0661 {} 1 2"),
     ],
     ids=ascii,
 )

@@ -10,7 +10,7 @@ import asyncio, gc, re, socket
 from handleipc import Limits
 from handleipc.asyncio.channel import Channel
 
-SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"descriptors":128,"bytes":1048576}\\n'
+SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":2,"descriptors":128,"bytes":1048576}\\n'
 
 def own():
     gc.collect()

@@ -34,7 +34,8 @@ LAYERS = [
     # protocol
     {"protocol.deliveries", "protocol.credit", "protocol.pairing", "protocol.timers"},
     {"protocol.lost", "protocol.resends", "protocol.stages"},
-    {"protocol.node", "protocol.sendqueue", "protocol.window"},
+    {"protocol.news", "protocol.node", "protocol.sendqueue", "protocol.window"},
+    {"protocol.staging"},
     {"protocol.incoming", "protocol.outgoing"},
     {"protocol.dispatch"},
     {"protocol.channel"},

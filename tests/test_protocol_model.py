@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
+from handleipc.protocol import incoming, staging
 from handleipc.protocol.channel import ChannelProtocol, State
 from handleipc.protocol.deliveries import Deliveries, Received
 from handleipc.protocol.incoming import Incoming
-from handleipc.protocol.lost import Lost
+from handleipc.protocol.lost import HeldLines, Lost
 from handleipc.protocol.outgoing import Outgoing
 from handleipc.protocol.pairing import Pairing
+from handleipc.protocol.stages import Entry
+from handleipc.protocol.staging import NativeStages
 from handleipc.protocol.window import Window
 from tests import model_waits
 from tests.model_kernel import End, Violation, World, run_random
@@ -32,8 +36,9 @@ def test_random_orders(block: int) -> None:
             raise AssertionError(f"seed {seed}: {violation}") from violation
 
 
-def test_runs_are_not_empty() -> None:
+def test_runs_are_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs reach what they are to test: both dialects, losses, refusals, faults."""
+    lines = count_runs(monkeypatch)
     reasons: set[str] = set()
     native = got = 0
     for seed in range(400):
@@ -44,8 +49,30 @@ def test_runs_are_not_empty() -> None:
             reasons |= {reason for _, reason in end.back}
     assert native > 100
     assert got > 1000
+    assert min(lines[what] for what in ("handles", "handles, some lost", "messages")) > 4, lines
     for expected in ("closing", "descriptors", "in doubt", "acknowledged", "NACK"):
         assert any(expected in reason for reason in reasons), expected
+
+
+def count_runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the lines that came with more than one handle or message."""
+    found: Counter[str] = Counter()
+    claim_rest, messages = Pairing.claim_rest, Incoming.messages
+
+    def claimed(self: Pairing) -> tuple[list[int], list[int]]:
+        places = self.places
+        fds, kinds = claim_rest(self)
+        if places > 1:
+            found["handles" if len(fds) == places else "handles, some lost"] += 1
+        return fds, kinds
+
+    def took(self: Incoming, several: list[object], size: int) -> None:
+        found["messages"] += len(several) > 1
+        messages(self, several, size)
+
+    monkeypatch.setattr(Pairing, "claim_rest", claimed)
+    monkeypatch.setattr(Incoming, "messages", took)
+    return found
 
 
 def give_before_the_ack_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +206,68 @@ def acknowledge_handles_instead_of_descriptors(monkeypatch: pytest.MonkeyPatch) 
 
 
 def let_no_large_handle_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed = Outgoing._descriptors_allowed
+    allowed = NativeStages._descriptors_allowed
     monkeypatch.setattr(
-        Outgoing, "_descriptors_allowed", lambda self, first, stage: allowed(self, 0, stage)
+        NativeStages, "_descriptors_allowed", lambda self, first, stage: allowed(self, 0, stage)
     )
+
+
+def give_a_run_before_the_ack_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def eager(self: Deliveries, run: list[Received], sizes: list[int]) -> None:
+        self.waiting_descriptors += len(run)
+        for received, size in zip(run, sizes, strict=True):
+            self._make_ready(received, size)
+
+    monkeypatch.setattr(Deliveries, "add_handles", eager)
+
+
+def put_handles_of_any_size_into_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        staging,
+        "_are_alike",
+        lambda first, other: isinstance(other, Entry) and other.pending is not None,
+    )
+
+
+def begin_a_run_in_the_middle_of_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_handles = NativeStages._stage_handles
+    monkeypatch.setattr(
+        NativeStages,
+        "_stage_handles",
+        lambda self, stage, lines, room: (
+            stage_handles(self, stage, [], room)
+            if stage.fds
+            else stage_handles(self, stage, lines, room)
+        ),
+    )
+
+
+def make_a_run_over_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run = Incoming._make_run
+
+    def hasty(self: Incoming, line: object, fds: list[int], *rest: object) -> int:
+        held, self.held = self.held, HeldLines()
+        try:
+            return make_run(self, line, fds, *rest)  # type: ignore[arg-type]
+        finally:
+            self.held = held
+
+    monkeypatch.setattr(Incoming, "_make_run", hasty)
+
+
+def lose_the_first_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim_rest = Pairing.claim_rest
+
+    def shifted(self: Pairing) -> tuple[list[int], list[int]]:
+        lost = self.places > len(self._fds) - self._claimed
+        fds, kinds = claim_rest(self)
+        return (fds[::-1], kinds) if lost else (fds, kinds)
+
+    monkeypatch.setattr(Pairing, "claim_rest", shifted)
+
+
+def grant_less_than_a_line_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "_shares", lambda size, count: [size // count] * count)
 
 
 def hold_a_node_handle_when_this_end_disconnects(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +302,12 @@ MUTATIONS = [
     count_handles_instead_of_descriptors,
     acknowledge_handles_instead_of_descriptors,
     let_no_large_handle_pass_alone,
+    give_a_run_before_the_ack_is_written,
+    put_handles_of_any_size_into_a_run,
+    begin_a_run_in_the_middle_of_a_set,
+    make_a_run_over_what_is_held,
+    lose_the_first_of_a_run,
+    grant_less_than_a_line_has,
     hold_a_node_handle_when_this_end_disconnects,
 ]
 

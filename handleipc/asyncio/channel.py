@@ -67,7 +67,7 @@ class Channel(Sender):
                 limits,
                 process_system,
                 self._convert if accept_handles else default_registry.refuse,
-                direct=default_registry.direct if accept_handles else None,
+                maker=self._maker if accept_handles else None,
                 check=default_registry.check if accept_handles else default_registry.refuse_all,
                 inviting=inviting,
                 invited_by=invited_by,
@@ -279,7 +279,7 @@ class Channel(Sender):
     def _taken(self) -> None:
         """Something was taken, which makes room: a turn, if that lets anything go on."""
         incoming = self._protocol.incoming
-        if incoming.held or incoming.grant_due or not self._is_reading:
+        if incoming.held or incoming.news.grants or not self._is_reading:
             self._schedule_turn()
 
     def _say_who_takes(self) -> None:
@@ -374,7 +374,7 @@ class Channel(Sender):
         """
         incoming = self._protocol.incoming
         wanted, incoming.wants_more = incoming.wants_more, self._is_waited_for
-        return incoming.wants_more and not wanted and incoming.native and incoming.grant_due
+        return incoming.wants_more and not wanted and incoming.native and incoming.news.grants
 
     # -- telling ---------------------------------------------------------------------------------
 

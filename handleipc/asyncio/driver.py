@@ -286,6 +286,7 @@ class Driver(Attachment):
             self._read_failed(error)
             return
         self._no_memory_since = None
+        self._pace.taken += len(batch.ends)
         self._take_lines(batch)
 
     def _read_failed(self, error: OSError) -> None:

@@ -11,29 +11,33 @@ __all__ = ["Pace"]
 # What one turn may take, in seconds of processor time: an exchange of a neighbour's meets two or
 # three such turns (tests/hostile measures it).
 SLICE = 0.00015
-# Lines taken in one turn are as many as that takes, but not fewer than these.
-FEWEST_LINES = 8
 READING = 0.000001  # seconds at least that a reader takes for a message left to it
 
 
 class Pace:
-    """The lines that one read may take, by what the last ones took."""
+    """The lines that one read may take, by what the last ones took.
 
-    __slots__ = ("_began", "lines")
+    As many as a slice allows, and at least one, which may be a run of 64 messages.
+    """
+
+    __slots__ = ("_began", "lines", "taken")
 
     def __init__(self) -> None:
         self._began = 0.0
         self.lines = MAX_ENDS
         """To be taken in the next turn."""
+        self.taken = 0
+        """That were taken in this one."""
 
     def begin(self) -> None:
         """A turn begins that reads."""
+        self.taken = 0
         self._began = time.thread_time()  # not lost with the processor, as on a busy machine
 
     def end(self, left: int) -> None:
         """It ends, and so many messages are left to a reader."""
         took = time.thread_time() - self._began + READING * left
         if took > SLICE:
-            self.lines = max(FEWEST_LINES, self.lines // 2)
+            self.lines = max(1, min(self.lines, self.taken) // 2)
         elif self.lines < MAX_ENDS and took < SLICE / 2:
             self.lines *= 2

@@ -97,6 +97,26 @@ class TrackingDriver(Driver):
             handle._group.opened_here()
         return handle
 
+    def _maker(
+        self, tag: str, kind: int, options: Options | None
+    ) -> Callable[[int, int], object] | None:
+        """Return what makes the handles of a run, as ``_convert`` would; None if that is to."""
+        make = default_registry.maker(tag, kind)
+        if make is None or options is None:
+            return make
+        key = options.get("key")
+        if tag != NET_SOCKET or len(options) != 1 or not is_key(key):
+            return None
+        group = self.lists.receiver(key)
+
+        def counted(fd: int, kind: int) -> object:
+            connection: Any = make(fd, kind)
+            connection._group = group
+            group.opened_here()
+            return connection
+
+        return counted
+
     def _attach(self) -> None:
         super()._attach()
         self.lists.take_closes()  # which the last loop had no time for

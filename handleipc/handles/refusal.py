@@ -5,18 +5,19 @@ The registry does it; the protocol has it done, and tells the peer what came of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from handleipc.exceptions import HandleError
 from handleipc.texts import readable
 from handleipc.typing import Options
 
-__all__ = ["Check", "Convert", "Direct", "Refusal", "accept_any", "refusal_in_words"]
+__all__ = ["Check", "Convert", "Maker", "Refusal", "accept_any", "make_none", "refusal_in_words"]
 
 # (tag, options, descriptors owned, their kinds) -> handle. Owns the descriptors whatever happens.
 Convert = Callable[[str, Options | None, list[int], list[int]], object]
-# (tag, kind) -> what makes a handle of one descriptor that came without options.
-Direct = Mapping[tuple[str, int], Callable[[int, int], object]]
+# (tag, kind, options) -> what makes handles of one such descriptor and its kind, each at once and
+# without raising; None if each is to be converted.
+Maker = Callable[[str, int, Options | None], Callable[[int, int], object] | None]
 # (tag, number of descriptors) -> why such a handle can never be converted, or None.
 Check = Callable[[str, int], "Refusal | None"]
 
@@ -34,6 +35,10 @@ class Refusal(HandleError):
 
     def __str__(self) -> str:
         return str(self.args[1])
+
+
+def make_none(tag: str, kind: int, options: Options | None) -> None:
+    """Say of every kind of handle that each is to be converted."""
 
 
 def accept_any(tag: str, count: int) -> Refusal | None:

@@ -70,9 +70,6 @@ class Registry:
         self._found: dict[type, Preparer | None] = {}
         self._fallbacks: list[Fallback] = []
         self._plain_builders: dict[str, Callable[[int, int], object]] = {}
-        self.direct: dict[tuple[str, int], Callable[[int, int], object]] = {}
-        """By tag and kind, what makes a handle that comes without options: each is entered when it
-        was first converted. Tags and kinds are few, whatever a peer sends."""
 
     def add_fallback(self, fallback: Fallback) -> None:
         """Ask ``fallback`` about objects of types nobody has named; None means it knows neither."""
@@ -101,7 +98,8 @@ class Registry:
         self._builders[tag] = builder
         if plain is not None:
             self._plain_builders[tag] = plain
-        self.direct.clear()
+        else:
+            self._plain_builders.pop(tag, None)
 
     def register(self, python_type: type[T], conversion: Conversion[T]) -> None:
         """Send objects of this type, and of its subclasses, by ``conversion``. Native dialect only.
@@ -183,8 +181,6 @@ class Registry:
         if builder is None:
             return self._convert_custom(tag, options, fds)
         if len(fds) == 1 and (tag == FD or is_expected(tag, kinds[0], options)):
-            if options is None and tag in self._plain_builders:
-                self.direct[tag, kinds[0]] = self._plain_builders[tag]
             try:
                 return builder(fds[0], kinds[0], options)
             except Exception as error:
@@ -194,6 +190,16 @@ class Registry:
                 raise Refusal("kind", text) from error
         discard(*fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
+
+    def maker(self, tag: str, kind: int) -> Callable[[int, int], object] | None:
+        """Return what makes handles of this tag that come without options, of such descriptors.
+
+        It does what ``convert`` would, and raises nothing. None if each is to be converted.
+        """
+        plain = self._plain_builders.get(tag)
+        if plain is not None and (tag == FD or is_expected(tag, kind, None)):
+            return plain
+        return None
 
     def check(self, tag: str, count: int) -> Refusal | None:
         """Return why a handle of this tag and number of descriptors can never be converted.

@@ -38,7 +38,7 @@ from handleipc.exceptions import (
     LocalProtocolError,
     RemoteProtocolError,
 )
-from handleipc.handles.refusal import Check, Convert, Direct
+from handleipc.handles.refusal import Check, Convert, Maker
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.dispatch import Dispatch
 from handleipc.protocol.incoming import Incoming
@@ -66,7 +66,7 @@ class ChannelProtocol:
     Args:
         limits: the bounds of this end.
         system: the clock, descriptors, and the process-wide budget.
-        convert, direct, check: make handles of received descriptors, or say that they cannot.
+        convert, maker, check: make handles of received descriptors, or say that they cannot.
         inviting: this end has invited the peer, with its own limits as the first grants.
         invited_by: the invitation this end was started with, if it was.
     """
@@ -77,7 +77,7 @@ class ChannelProtocol:
         system: System,
         convert: Convert,
         *,
-        direct: Direct | None = None,
+        maker: Maker | None = None,
         check: Check | None = None,
         inviting: bool = False,
         invited_by: Invitation | None = None,
@@ -95,7 +95,7 @@ class ChannelProtocol:
         granted = invited_by or Invitation(0, 0)
         self.outgoing = Outgoing(limits, system, timers, granted)
         gave = Invitation(limits.window, limits.bytes) if inviting else Invitation(0, 0)
-        self.incoming = Incoming(limits, system, timers, convert, gave, direct=direct, check=check)
+        self.incoming = Incoming(limits, system, timers, convert, gave, maker=maker, check=check)
         self.outgoing.hold_native_only = inviting
         self.peer = Dispatch(
             limits, self.incoming, self.outgoing, inviting=inviting, invited=invited_by is not None
@@ -148,7 +148,7 @@ class ChannelProtocol:
         if stage is not None and (stage.offset or stage.is_control):
             return stage
         incoming = self.incoming
-        if incoming.has_news or incoming.replies.lines or not outgoing.native:
+        if incoming.news.is_due or incoming.replies.lines or not outgoing.native:
             control = self._control()
             if control is not None:
                 outgoing.park()
@@ -245,14 +245,14 @@ class ChannelProtocol:
         """Everything that is due and is not data, in one stage; it needs no credit."""
         incoming, outgoing = self.incoming, self.outgoing
         switches = self.peer.may_switch and not outgoing.native and outgoing.node.entry is None
-        speaks = self.peer.may_switch and (switches or incoming.has_news)
+        speaks = self.peer.may_switch and (switches or incoming.news.is_due)
         if not (speaks or incoming.replies.lines):
             return None
         lines = []
         if speaks:
             if switches:
                 self._switch()
-            lines.append(incoming.take_control({"native": VERSION} if switches else {}))
+            lines.append(incoming.news.take({"native": VERSION} if switches else {}))
         lines += incoming.replies.take()
         stage = Stage(b"".join(lines), is_control=True)
         stage.marks.append((len(stage.data), incoming.deliveries.control_staged()))

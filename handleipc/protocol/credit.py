@@ -67,8 +67,8 @@ class Credit:
             )
         self.bytes_in += size
 
-    def take_handle(self, sequence: int, count: int) -> None:
-        """Count a handle of so many descriptors.
+    def take_handles(self, sequence: int, number: int, count: int) -> None:
+        """Count so many handles, from one with this number on, with ``count`` descriptors in all.
 
         One that is larger than the grant is right when all before it are acknowledged, so that a
         peer has this process keep the larger of a window and one handle.
@@ -79,12 +79,13 @@ class Credit:
         if sequence != self.seen + 1:
             raise RemoteProtocolError(f"the peer sent handle {sequence} after {self.seen}")
         self._seen_descriptors += count
-        if self._seen_descriptors > self.descriptors and self._ack_said != self.seen:
+        alone = number == 1 and self._ack_said == self.seen
+        if self._seen_descriptors > self.descriptors and not alone:
             raise RemoteProtocolError(
                 f"the peer sent {self._seen_descriptors} descriptors, and was granted"
                 f" {self.descriptors}"
             )
-        self.seen = sequence
+        self.seen += number
 
     def check_set(self, count: int, asked: int) -> None:
         """Judge descriptors that are here before the lines of their handles.

@@ -18,8 +18,9 @@ from collections import deque
 from typing import Any
 
 from handleipc.typing import JSON
+from handleipc.wire.envelope import is_internal
 
-__all__ = ["MESSAGE_COST", "Deliveries", "Internal", "Received"]
+__all__ = ["MESSAGE_COST", "Deliveries", "Internal", "Received", "as_received"]
 
 Received = tuple[JSON, Any]
 """A message as the application gets it, with its handle or None."""
@@ -29,6 +30,11 @@ class Internal(tuple[JSON, Any]):
     """The same, of a message for ``internal_message`` listeners."""
 
     __slots__ = ()
+
+
+def as_received(message: JSON, handle: object) -> Received:
+    """Return a message with its handle, as one for listeners alone if it is internal."""
+    return Internal((message, handle)) if is_internal(message) else (message, handle)
 
 
 class _Chunk:
@@ -161,6 +167,21 @@ class Deliveries:
             self._refilling = waiting + descriptors <= limit
         return self._refilling
 
+    def room(self, most: int) -> int:
+        """Return how many handles of one descriptor each, up to ``most``, may be acknowledged now.
+
+        As many as ``may_add_handle`` would let pass one after the other.
+        """
+        if self.takes_all:
+            return most
+        limit = self._ready if self.is_awaited else self.pace
+        waiting = self.waiting_descriptors
+        if waiting and not (self._refilling or waiting <= limit // 2):
+            return 0
+        room = max(0, limit - waiting)
+        self._refilling = room > 0
+        return min(room, most)
+
     def reader_came(self) -> None:
         """Somebody reads: from now on one handle may be acknowledged ahead."""
         self.pace = self.pace or 1
@@ -193,6 +214,16 @@ class Deliveries:
             self.waiting_descriptors += descriptors
             if descriptors > 1:
                 self._heavy.setdefault(id(received[1]), []).append(descriptors)
+
+    def add_handles(self, run: list[Received], sizes: list[int]) -> None:
+        """As ``add_handle`` of each, with one descriptor."""
+        chunk = self._chunk
+        chunk.messages += run
+        chunk.sizes += sizes
+        if not chunk.has_internal:
+            chunk.has_internal = any(type(received) is Internal for received in run)
+        self.bytes_waiting += sum(sizes)
+        self.waiting_descriptors += len(run)
 
     def add_plain(self, received: Received, size: int) -> None:
         """Add a message, behind the acknowledgements before it."""

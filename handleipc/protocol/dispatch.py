@@ -20,7 +20,6 @@ from handleipc.wire.framing import Batch
 
 __all__ = ["Dispatch"]
 
-Handle, Message = envelope.Handle, envelope.Message
 _decode_short = codec.decode_short
 _decode_node = envelope.decode_node
 _decode_native, _decode_carefully = envelope.decode_line, envelope.decode_native
@@ -91,7 +90,7 @@ class Dispatch:
         short = shape.short
         run: list[Received] = []
         sizes: list[int] = []
-        at_once = self.was_opened and incoming.takes_runs
+        at_once = self.was_opened and incoming.is_clear
         try:
             for index, end in enumerate(batch.ends):
                 if sets:
@@ -110,7 +109,7 @@ class Dispatch:
                     self._node_line(value, offset + start, size)
                     if incoming.native:
                         return index + 1
-                    at_once = incoming.takes_runs
+                    at_once = incoming.is_clear
                 start = end
         finally:
             if run:
@@ -124,51 +123,36 @@ class Dispatch:
             (batch.start_of(index), batch.ends[index:]) if index else (batch.start, batch.ends)
         )
         incoming, shape = self._incoming, self._shape
-        short = shape.short
-        pairing, deliveries, grants = incoming.pairing, incoming.deliveries, incoming.credit
+        short, credit, pairing = shape.short, incoming.credit, incoming.pairing
         sets = pairing.sets
-        run: list[Received] = []
-        sizes: list[int] = []
-        held = incoming.held
-        at_once = not (held or incoming.closing)
         line: envelope.NativeLine
-        try:
-            for end in ends:
-                if sets:
-                    pairing.check_claimed(offset + start)
-                raw, size = view[start : end - 1], end - start
-                try:
-                    # A line this short cannot be beyond the bounds.
-                    line = _decode_native(raw) if size <= short else _decode_carefully(raw, shape)
-                except codec.DECODE_ERRORS:
-                    line = _decode_carefully(raw, shape)
-                kind = type(line)
-                if kind is Message:
-                    message = line.message  # type: ignore[union-attr]
-                    grants.take_bytes(size)
-                    if at_once and not (type(message) is dict and "cmd" in message):
-                        run.append((message, None))
-                        sizes.append(size)
-                        start = end
-                        continue
-                if run:
-                    deliveries.add_run(run, sizes)
-                if kind is Handle:
-                    incoming.handle(line, size)  # type: ignore[arg-type]
-                elif kind is Message:
-                    incoming.message(message, size)
-                elif isinstance(line, envelope.DescriptorCount):
-                    incoming.descriptor_count(line, offset + start)
-                elif isinstance(line, envelope.Again):
-                    incoming.again(line)
-                elif envelope.is_command(line):
-                    self._command(line, offset + start, size)  # type: ignore[arg-type]
-                else:
-                    raise MalformedEnvelope("the peer sent an object that is no command")
-                start, at_once = end, not (held or incoming.closing)
-        finally:
-            if run:
-                deliveries.add_run(run, sizes)
+        for end in ends:
+            if sets:
+                pairing.check_claimed(offset + start)
+            raw, size = view[start : end - 1], end - start
+            try:
+                # A line this short cannot be beyond the bounds.
+                line = _decode_native(raw) if size <= short else _decode_carefully(raw, shape)
+            except codec.DECODE_ERRORS:
+                line = _decode_carefully(raw, shape)
+            if isinstance(line, envelope.Messages):
+                incoming.messages(line.messages, size)
+            elif isinstance(line, envelope.Message):
+                credit.take_bytes(size)
+                incoming.message(line.message, size)
+            elif isinstance(line, envelope.Run):
+                incoming.run(line, offset + start, size)
+            elif isinstance(line, envelope.DescriptorCount):
+                incoming.descriptor_count(line.count, offset + start)
+            elif isinstance(line, envelope.Handle):
+                incoming.handle(line, size)
+            elif isinstance(line, envelope.Again):
+                incoming.again(line)
+            elif envelope.is_command(line):
+                self._command(line, offset + start, size)
+            else:
+                raise MalformedEnvelope("the peer sent an object that is no command")
+            start = end
 
     def _node_line(self, value: Any, at: int, size: int) -> None:
         first, self.was_opened = not self.was_opened, True
@@ -227,10 +211,13 @@ class Dispatch:
 
     def _switch(self, version: int, first: bool) -> None:
         if version != VERSION:
-            raise RemoteProtocolError(f"the peer switched to version {version}, and 1 was offered")
+            raise RemoteProtocolError(
+                f"the peer switched to version {version} of the native dialect, and {VERSION} was"
+                " offered"
+            )
         # Right as the first line of an end we invited, or as the answer to our own switch.
         invited = first and self._inviting
         if self.has_switched or not (invited or self._outgoing.native):
             raise RemoteProtocolError("the peer switched to the native dialect out of place")
         self.has_switched = self._incoming.native = self.may_switch = True
-        self._incoming.owes = True
+        self._incoming.news.is_owed = True

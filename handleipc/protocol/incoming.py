@@ -16,16 +16,16 @@ which is what a process runs out of.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from handleipc.exceptions import HandleError, RemoteProtocolError
-from handleipc.handles.refusal import Check, Convert, Direct, Refusal, accept_any
+from handleipc.handles.refusal import Check, Convert, Maker, Refusal, accept_any, make_none
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.credit import Credit
-from handleipc.protocol.deliveries import MESSAGE_COST, Deliveries, Internal, Received
-from handleipc.protocol.lost import HeldLine, Lost
+from handleipc.protocol.deliveries import MESSAGE_COST, Deliveries, Internal, Received, as_received
+from handleipc.protocol.lost import HeldLine, HeldLines, Lost
+from handleipc.protocol.news import News
 from handleipc.protocol.node import Replies
 from handleipc.protocol.pairing import Pairing
 from handleipc.protocol.timers import Timers
@@ -45,7 +45,7 @@ class Incoming:
         timers: of the channel.
         convert: makes a handle of descriptors, or raises ``Refusal``.
         gave: what an invitation granted from the start.
-        direct: as convert, for what has been found to be convertible without a question.
+        maker: says what makes the handles of a run without a question about each.
         check: says of a handle that must wait whether it would be refused in any case.
     """
 
@@ -57,13 +57,13 @@ class Incoming:
         convert: Convert,
         gave: Invitation,
         *,
-        direct: Direct | None = None,
+        maker: Maker | None = None,
         check: Check | None = None,
     ) -> None:
         self._limits = limits
         self._system = system
         self._convert = convert
-        self._direct = direct if direct is not None else {}
+        self._maker = maker or make_none
         self._check = check or accept_any
         self.on_internal: Callable[[Any], None] = lambda _: None
         """Called with each internal message when its line is read; it is delivered as well."""
@@ -73,9 +73,8 @@ class Incoming:
         """Whether somebody waits for internal messages, which may stand behind unread others."""
         self.deliveries = Deliveries(limits.ready)
         self.pairing = Pairing(system.close)
-        self.held: deque[HeldLine] = deque()
+        self.held = HeldLines()
         """Lines that wait: for descriptors, or for room among what is acknowledged."""
-        self._held_bytes = self._held_internal = 0
         self.lost = Lost(limits, system, timers, self.held)
 
         self.ready = self.deliveries.ready
@@ -83,33 +82,46 @@ class Incoming:
 
         # What is due to be said.
         self.replies = Replies(limits, system, timers)
-        self.refusals: list[list[object]] = []
-        self.owes = False
-
         self.credit = Credit(limits, gave.descriptors, gave.bytes)
+        self.news = News(self.credit, self.lost, self._granted_from)
         self.wants_more = False
         """Whether a local wait needs us to go on reading although nobody takes what comes."""
         self.errors: list[Exception] = []
         """Faults that cost one handle and not the channel, for the ``error`` event."""
 
     @property
-    def takes_runs(self) -> bool:
-        """Whether messages without a command are simply added to ``deliveries``, many at once."""
+    def is_clear(self) -> bool:
+        """Whether nothing is in the way of what comes: no line waits, and none is refused."""
         return not (self.held or self.closing)
 
     def message(self, message: JSON, size: int) -> None:
         """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
-        received: Received = (message, None)
-        if type(message) is dict and "cmd" in message and envelope.is_internal(message):
-            received = Internal(received)
+        received = as_received(message, None)
         if self.held and not (type(received) is Internal and self._may_overtake()):
-            self._hold(HeldLine(size, message))
+            self.held.append(HeldLine(size, message))
         elif self.closing:
             self.deliveries.drop(size)
         else:
             self.deliveries.add_plain(received, size)
         if type(received) is Internal:
             self.on_internal(message)
+
+    def messages(self, messages: list[JSON], size: int) -> None:
+        """Take ``[5,...]``, a line of ``size`` bytes with several plain messages."""
+        size += envelope.RUN_MESSAGE_COST * len(messages)
+        self.credit.take_bytes(size)
+        sizes = _shares(size, len(messages))
+        if self.is_clear:
+            run: list[Received] = [
+                (message, None)
+                for message in messages
+                if not (type(message) is dict and "cmd" in message)
+            ]
+            if len(run) == len(messages):
+                self.deliveries.add_run(run, sizes)
+                return
+        for message, share in zip(messages, sizes, strict=True):
+            self.message(message, share)
 
     def _may_overtake(self) -> bool:
         """Say whether an internal message may pass what is held: handles that nobody takes yet.
@@ -118,19 +130,19 @@ class Incoming:
         internal message.
         """
         first = self.held[0]
-        return self.listens_internal and first.fds is not None and not self._held_internal
+        return self.listens_internal and first.fds is not None and not self.held.internal
 
     # -- lines of the native dialect -------------------------------------------------------------
 
-    def descriptor_count(self, line: envelope.DescriptorCount, at: int) -> None:
-        """Take ``[1,n]``: claim the front set.
+    def descriptor_count(self, count: int, at: int) -> None:
+        """Take ``[1,n]``, or the beginning of a run: claim the front set.
 
         Raises:
             RemoteProtocolError: there is none here, it holds another number, or the last one was
                 not used up.
         """
-        self.credit.check_set(line.count, self.lost.awaited)
-        if self.pairing.declare(line.count, at):
+        self.credit.check_set(count, self.lost.awaited)
+        if self.pairing.declare(count, at):
             self.credit.lost_some()
 
     def check_unfinished(self, at: int) -> None:
@@ -154,33 +166,74 @@ class Incoming:
         Raises:
             RemoteProtocolError: its number is out of order or beyond the grant.
         """
-        sequence, count = line.sequence, line.fds
-        self.credit.take_handle(sequence, count)
+        self.credit.take_handles(line.sequence, 1, line.fds)
         self.credit.take_bytes(size)
-        # Nothing is in the way: the rule.
-        if not (self.held or self.closing) and self.deliveries.may_add_handle(count):
-            if count == 1 and line.options is None:
-                fd, fd_kind = self.pairing.claim_one()
-                make = self._direct.get((line.tag, fd_kind))
-                if make is not None and fd >= 0:
-                    # Most of the work of a busy channel.
-                    message = line.message
-                    received: Received = (message, make(fd, fd_kind))
-                    if type(message) is dict and "cmd" in message:
-                        received = _received(*received)
-                    self.deliveries.add_handle(received, size)
-                    self._acknowledge(sequence, 1)
-                    return
-                fds, kinds = ([fd], [fd_kind]) if fd >= 0 else (None, [])
-            else:
-                fds, kinds = self.pairing.claim(count)
-            if fds is not None:
-                self._release_handle(line, count, size, fds=fds, kinds=kinds)
-                return
-        else:
-            fds, kinds = self.pairing.claim(count)
+        fds, kinds = self.pairing.claim(line.fds)
+        self._take_handle(line, size, fds, kinds)
+
+    def run(self, line: envelope.Run, at: int, size: int) -> None:
+        """Take ``[4,...]``, the line of a run of handles, which begins at stream offset ``at``.
+
+        Raises:
+            RemoteProtocolError: as of ``descriptor_count`` and ``handle``.
+        """
+        tag, options, messages, first = line.tag, line.options, line.messages, line.sequence
+        count = len(messages)
+        self.descriptor_count(count, at)
+        self.credit.take_handles(first, count, count)
+        self.credit.take_bytes(size)
+        fds, kinds = self.pairing.claim_rest()
+        sizes = _shares(size, count)
+        try:
+            for i in range(self._make_run(line, fds, kinds, sizes), count):
+                one = envelope.Handle(first + i, 1, tag, messages[i], options)
+                own = [fds.pop(0)] if fds else None
+                self._take_handle(one, sizes[i], own, kinds[i : i + 1])
+        finally:
+            self._close(fds)  # a signal handler raised
+
+    def _make_run(
+        self, line: envelope.Run, fds: list[int], kinds: list[int], sizes: list[int]
+    ) -> int:
+        """Make as many handles of a run as may be acknowledged, without a question about each.
+
+        Takes their descriptors out of ``fds``. Returns how many: none if there are questions.
+        """
+        if not (self.is_clear and fds) or kinds.count(kinds[0]) != len(fds):
+            return 0
+        kind, messages = kinds[0], line.messages
+        most = min(self.deliveries.room(len(messages)), len(fds))
+        make = self._maker(line.tag, kind, line.options) if most else None
+        if make is None:
+            return 0
+        run: list[Received] = []
+        try:
+            for message, fd in zip(messages[:most], fds, strict=False):
+                received: Received = (message, make(fd, kind))
+                if type(message) is dict and "cmd" in message:
+                    received = as_received(*received)
+                run.append(received)
+        except BaseException:
+            # A signal handler raised: the channel ends, and closes what was not acknowledged. What
+            # was being made may have its descriptor already.
+            del fds[len(run)]
+            raise
+        finally:
+            del fds[: len(run)]
+            self.deliveries.add_handles(run, sizes[: len(run)])
+        self.news.acknowledge(line.sequence + most - 1, most)
+        return most
+
+    def _take_handle(
+        self, line: envelope.Handle, size: int, fds: list[int] | None, kinds: list[int]
+    ) -> None:
+        """Take a handle with its descriptors, None if some were lost: it is released, or waits."""
+        sequence, count = line.sequence, line.fds
+        if fds is not None and self.is_clear and self.deliveries.may_add_handle(count):
+            self._release_handle(line, count, size, fds=fds, kinds=kinds)
+            return
         item = HeldLine(size, line.message, sequence, count, line.tag, line.options, fds, kinds)
-        self._hold(item)
+        self.held.append(item)
         if self.closing:
             self._refuse(item, "closing")
         elif (refusal := self._check(line.tag, count)) is not None:
@@ -194,17 +247,8 @@ class Incoming:
         elif fds is None:
             self.lost.open(item)
 
-    def _hold(self, item: HeldLine) -> None:
-        self.held.append(item)
-        self._held_bytes += item.size
-        self._held_internal += envelope.is_internal(item.message)
-
     def again(self, line: envelope.Again) -> None:
-        """Take ``[3,s,f]``: descriptors we asked for.
-
-        Raises:
-            RemoteProtocolError: we did not ask.
-        """
+        """Take ``[3,s,f]``, descriptors we asked for. Raises RemoteProtocolError if we did not."""
         fds, kinds = self.pairing.claim(line.fds)
         used = False
         try:
@@ -239,7 +283,7 @@ class Incoming:
             else:
                 self._reject(f"the peer sent a handle with {len(found.fds)} descriptors")
             return
-        self._hold(HeldLine(size, message, 0, 1, tag, options, found.fds, found.kinds))
+        self.held.append(HeldLine(size, message, 0, 1, tag, options, found.fds, found.kinds))
         self.replies.postponed += 1
         self._drain_held()
 
@@ -259,7 +303,7 @@ class Incoming:
             self._reject(str(refusal), refusal)
         else:
             self.replies.ack()
-            deliveries.add_handle(_received(item.message, handle), item.size)
+            deliveries.add_handle(as_received(item.message, handle), item.size)
         self.replies.postponed -= 1
         return True
 
@@ -293,15 +337,7 @@ class Incoming:
         self._close(item.fds)
         item.fds = None
         item.is_refused = True
-        self._refuse_sequence(item.sequence, code)
-
-    def _refuse_sequence(self, sequence: int, code: str) -> None:
-        last = self.refusals[-1] if self.refusals else None
-        if last is not None and last[2] == code and int(last[0]) + int(last[1]) == sequence:  # type: ignore[call-overload]
-            last[1] = int(last[1]) + 1  # type: ignore[call-overload]
-        else:
-            self.refusals.append([sequence, 1, code])
-        self.owes = True
+        self.news.refuse(item.sequence, code)
 
     # -- acknowledge, then give ------------------------------------------------------------------
 
@@ -314,12 +350,12 @@ class Incoming:
     @property
     def cost(self) -> int:
         """What all that was not taken is counted for, in bytes of memory."""
-        return self.deliveries.cost + self._held_bytes + MESSAGE_COST * len(self.held)
+        return self.deliveries.cost + self.held.bytes + MESSAGE_COST * len(self.held)
 
     @property
     def is_full(self) -> bool:
         """Whether as much is held as is, while nothing here waits for more."""
-        size = self.deliveries.bytes + self._held_bytes
+        size = self.deliveries.bytes + self.held.bytes
         count = len(self.ready) + len(self.held)
         return size >= self._limits.held_bytes or count >= self._limits.held_messages
 
@@ -337,32 +373,27 @@ class Incoming:
             if item.is_refused:
                 if item.sequence:
                     self.deliveries.drop(item.size)
-                    self._acknowledge(item.sequence, item.n_fds)
+                    self.news.acknowledge(item.sequence, item.n_fds)
             elif not item.sequence:
                 if item.fds is None:
                     self._release_plain(item)
                 elif not self._release_node_handle(item):
                     return
-            elif item.fds is None or not self._may_release(item):
+            elif item.fds is None or not (
+                self.deliveries.may_add_handle(item.n_fds)
+                # An internal one has a reader of its own, who takes it at once.
+                or (self.listens_internal and envelope.is_internal(item.message))
+            ):
                 return
             else:
                 self._release_handle(item, item.n_fds, item.size, fds=item.fds, kinds=item.kinds)
             held.popleft()
-            self._held_bytes -= item.size
-            self._held_internal -= envelope.is_internal(item.message)
-
-    def _may_release(self, item: HeldLine) -> bool:
-        """Say whether a whole handle at the head may be acknowledged now."""
-        if self.deliveries.may_add_handle(item.n_fds):
-            return True
-        # An internal one has a reader of its own, who takes it at once.
-        return self.listens_internal and envelope.is_internal(item.message)
 
     def _release_plain(self, item: HeldLine) -> None:
         if self.closing:
             self.deliveries.drop(item.size)
         else:
-            self.deliveries.add_plain(_received(item.message, None), item.size)
+            self.deliveries.add_plain(as_received(item.message, None), item.size)
 
     def _release_handle(
         self,
@@ -378,47 +409,21 @@ class Incoming:
             handle = self._convert(line.tag, line.options, fds, kinds)
         except Refusal as refusal:
             self.errors.append(refusal)
-            self._refuse_sequence(sequence, refusal.code)
+            self.news.refuse(sequence, refusal.code)
             self.deliveries.drop(size)
         else:
-            self.deliveries.add_handle(_received(line.message, handle), size, count)
-        self._acknowledge(sequence, count)
-
-    def _acknowledge(self, sequence: int, count: int) -> None:
-        self.credit.done(sequence, count)
-        self.owes = True
+            self.deliveries.add_handle(as_received(line.message, handle), size, count)
+        self.news.acknowledge(sequence, count)
 
     # -- what to say -----------------------------------------------------------------------------
 
-    @property
     def _granted_from(self) -> int:
-        """The bytes that count as taken, when more is to be granted."""
+        """Return the bytes that count as taken, when more is to be granted."""
         # A closing end stores nothing more, and crossing disconnects must not wait for credit. And
         # while a local wait depends on what comes, it may come, as long as it can be held.
         if self.closing or (self.wants_more and self.cost < self._limits.held_hard):
             return self.credit.bytes_in
         return self.deliveries.bytes_taken
-
-    @property
-    def grant_due(self) -> bool:
-        """Whether enough bytes became free to be worth a line."""
-        # No more can count as taken than has come, and most turns end here.
-        credit = self.credit
-        return credit.bytes_in >= credit.due_at and self._granted_from >= credit.due_at
-
-    @property
-    def has_news(self) -> bool:
-        """Whether a control line is due."""
-        return self.owes or self.lost.ask is not None or self.grant_due
-
-    def take_control(self, fields: dict[str, object]) -> bytes:
-        """Return the control line that is due now, with ``fields``, and count it as said."""
-        if self.refusals:
-            fields["refuse"], self.refusals = self.refusals, []
-        if self.lost.ask is not None:
-            fields["again"], self.lost.ask = list(self.lost.ask), None
-        self.owes = False
-        return envelope.spell_control(self.credit.say(self._granted_from), fields)
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -442,7 +447,7 @@ class Incoming:
     @property
     def settled(self) -> bool:
         """Whether nothing more is to be said or released."""
-        return self.deliveries.settled and self.replies.settled and not (self.owes or self.refusals)
+        return self.deliveries.settled and self.replies.settled and not self.news.is_owed
 
     def settle(self, *, deliver_unacked: bool) -> None:
         """Nothing more comes: give what arrived whole, close what is not ours.
@@ -463,7 +468,6 @@ class Incoming:
             for item in held:  # a signal handler raised in a conversion
                 self._close(item.fds)
             held.clear()
-            self._held_bytes = 0
         self.pairing.close()
         self.lost.close()
 
@@ -481,12 +485,16 @@ class Incoming:
         elif item.sequence:
             return
         if not self.closing:
-            self.deliveries.add_plain(_received(item.message, handle), item.size)
+            self.deliveries.add_plain(as_received(item.message, handle), item.size)
 
     def _close(self, fds: list[int] | None) -> None:
         for fd in fds or ():
             self._system.close(fd)
 
 
-def _received(message: JSON, handle: object) -> Received:
-    return Internal((message, handle)) if envelope.is_internal(message) else (message, handle)
+def _shares(size: int, count: int) -> list[int]:
+    """Divide the bytes of a line among its messages; nothing is lost."""
+    each, rest = divmod(size, count)
+    shares = [each] * count
+    shares[0] += rest
+    return shares

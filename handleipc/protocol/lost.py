@@ -19,8 +19,9 @@ from handleipc.limits import Limits
 from handleipc.protocol.timers import Timer, Timers
 from handleipc.system import System
 from handleipc.typing import JSON, Options
+from handleipc.wire import envelope
 
-__all__ = ["HeldLine", "Lost"]
+__all__ = ["HeldLine", "HeldLines", "Lost"]
 
 # Slots counted, and handles asked for, at most at once: enough to go on, cheap to count.
 PROBES = 16
@@ -46,6 +47,29 @@ class HeldLine:
     is_refused: bool = False
 
 
+class HeldLines(deque[HeldLine]):
+    """Lines in stream order, and what they amount to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.internal = 0
+        """How many of them are internal messages."""
+
+    def append(self, line: HeldLine) -> None:
+        """Hold a line behind all others."""
+        super().append(line)
+        self.bytes += line.size
+        self.internal += envelope.is_internal(line.message)
+
+    def popleft(self) -> HeldLine:
+        """Take the first one out."""
+        line = super().popleft()
+        self.bytes -= line.size
+        self.internal -= envelope.is_internal(line.message)
+        return line
+
+
 class Lost:
     """The first handle that lacks descriptors, and what was asked for.
 
@@ -56,9 +80,7 @@ class Lost:
         held: the lines not yet released, in stream order; looked at, never changed.
     """
 
-    def __init__(
-        self, limits: Limits, system: System, timers: Timers, held: deque[HeldLine]
-    ) -> None:
+    def __init__(self, limits: Limits, system: System, timers: Timers, held: HeldLines) -> None:
         self._limits = limits
         self._system = system
         self._timers = timers

@@ -20,14 +20,13 @@ Whatever happens, each entry ends exactly once, in ``outcomes``. Does not write,
 
 from __future__ import annotations
 
-from collections import deque
-
 from handleipc.exceptions import DescriptorReleased, LocalProtocolError
 from handleipc.handles.refusal import refusal_in_words
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.node import PEER_SPEAKS_NODE, NodeSlot
 from handleipc.protocol.sendqueue import SendQueue
-from handleipc.protocol.stages import Entry, EntryState, Late, Stage
+from handleipc.protocol.stages import Entry, EntryState, Stage
+from handleipc.protocol.staging import STAGE_BYTES, NativeStages, stage_plain, stage_waited
 from handleipc.protocol.timers import Timers
 from handleipc.protocol.window import Window
 from handleipc.system import System
@@ -35,12 +34,7 @@ from handleipc.wire import envelope
 
 __all__ = ["Outgoing"]
 
-# One stage spells this much; a longer line ends its stage, and is not copied into it.
-STAGE_BYTES = 64 * 1024
-QUEUED, STAGED, SENT = EntryState.QUEUED, EntryState.STAGED, EntryState.SENT
-NET_SOCKET = "net.Socket"
-# What spelling adds to a plain message, in node and in native.
-PLAIN_BYTES = [len(envelope.spell_message(b"", native)) for native in (False, True)]
+SENT = EntryState.SENT
 
 
 class Outgoing:
@@ -60,9 +54,8 @@ class Outgoing:
         self.queue = SendQueue()
         self.outcomes = self.queue.outcomes
         self._above_water = False
-        self._one_by_one = False
-        """Whether the kernel refused a set, and the handle to blame is being looked for."""
         self.window = Window(limits, timers, granted)
+        self._native = NativeStages(limits, system.in_flight, self.queue, self.window)
         self.node = NodeSlot(timers)
         self.stage: Stage | None = None
         self.parked: Stage | None = None
@@ -136,8 +129,8 @@ class Outgoing:
             self._put_back(stage)
         if not self.native:
             return self._node_stage()
-        answers = self._answer_stage() if self.window.resends.due else None
-        return answers or (self._native_stage() if self.queue.items else None)
+        answers = self._native.next_answers() if self.window.resends.due else None
+        return answers or (self._native.next_data() if self.queue.items else None)
 
     def begun(self, stage: Stage) -> None:
         """Count a stage whose first byte the kernel took, and all descriptors with it."""
@@ -179,9 +172,10 @@ class Outgoing:
                     return handle_stage
                 continue
             if isinstance(item, Entry):
-                size += self._stage_waited(stage, lines, size)
+                size += stage_waited(self.queue, stage, lines, size, native=False)
             else:
-                size += self._stage_plain(stage, lines, STAGE_BYTES - size)
+                most = STAGE_BYTES - size
+                size += stage_plain(self.queue, stage, lines, most, native=False)
         return stage.finish(lines)
 
     def _node_handle_stage(self, entry: Entry) -> Stage | None:
@@ -203,153 +197,6 @@ class Outgoing:
             entry.state = EntryState.STAGED
         stage.entries.append(entry)
         return stage
-
-    def _native_stage(self) -> Stage | None:
-        window = self.window
-        stage = Stage(b"")
-        lines: list[bytes] = []
-        size, most = 0, min(STAGE_BYTES, window.may_bytes - window.bytes_sent)
-        while size < most and (item := self.queue.head()) is not None:
-            if not isinstance(item, Entry):
-                size += self._stage_plain(stage, lines, most - size)
-            elif item.pending is None:
-                size += self._stage_waited(stage, lines, size)
-            else:
-                room = self._descriptors_allowed(item.descriptors, stage) - len(stage.fds)
-                if item.descriptors > room:
-                    break
-                size += self._stage_handles(stage, lines, most - size, room)
-        window.bytes_sent += size
-        if stage.fds:
-            head = envelope.spell_count(len(stage.fds))
-            lines.insert(0, head)
-            stage.marks = deque((end + len(head), what) for end, what in stage.marks)
-        return stage.finish(lines)
-
-    def _descriptors_allowed(self, first: int, stage: Stage) -> int:
-        """Return how many descriptors one stage may carry now, whose next handle has ``first``."""
-        if self._one_by_one:
-            return 0 if stage.fds else first
-        window, limits = self.window, self._limits
-        out = window.descriptors_out
-        most = min(
-            limits.set_size,
-            window.room() + len(stage.fds),
-            self.in_flight.allowance(out, limits.in_flight) + len(stage.fds),
-        )
-        # One handle may be larger than any of them, when it is alone on its way.
-        return most if out else max(most, first)
-
-    def _stage_plain(self, stage: Stage, lines: list[bytes], most: int) -> int:
-        """Spell the plain messages at the head of the queue that nobody waits for.
-
-        Stops at ``most`` bytes or what is no such message; returns the bytes.
-        """
-        items = self.queue.items
-        spelling = PLAIN_BYTES[self.native]
-        run: list[bytes] = []
-        size = 0
-        while size < most and items and type(line := items[0]) is bytes:
-            run.append(line)
-            size += len(line) + spelling
-            items.popleft()
-        stage.items += run
-        self.queue.bytes -= size - spelling * len(run)
-        long = run.pop() if len(run[-1]) >= STAGE_BYTES else None
-        if run:
-            lines.append(envelope.spell_messages(run, self.native))
-        if long is not None:
-            lines += envelope.spell_long(long, self.native)
-            stage.ends_long = True
-        return size
-
-    def _stage_handles(self, stage: Stage, lines: list[bytes], most: int, room: int) -> int:
-        """Number and spell the handles at its head, up to ``room`` descriptors. As above."""
-        queue, fds = self.queue, stage.fds
-        items = queue.items
-        run: list[Entry] = []
-        size = queued = 0
-        sequence, before = self.window.numbered, len(fds)
-        room += before
-        while size < most and items:
-            entry = items[0]
-            if type(entry) is not Entry or entry.state is not QUEUED or entry.pending is None:
-                break
-            pending = entry.pending
-            count = entry.descriptors
-            if len(fds) + count > room:
-                break
-            try:
-                if count == 1:
-                    fds.append(pending.fileno())
-                else:
-                    fds += pending.filenos()
-            except DescriptorReleased as error:
-                queue.fail_head(str(error))
-                break  # the room may have been made for this one alone
-            items.popleft()
-            entry.state = STAGED
-            sequence += 1
-            if not pending.options and pending.tag == NET_SOCKET and count == 1:
-                # Nearly all of them: as spell_handle, without the call.
-                line = b'[2,%d,1,"net.Socket",%b]\n' % (sequence, entry.line)
-            else:
-                line = envelope.spell_handle(
-                    sequence, count, pending.tag, entry.line, pending.options
-                )
-            lines.append(line)
-            run.append(entry)
-            size += len(line)
-            queued += entry.size
-            if self._one_by_one:
-                break
-        queue.bytes -= queued
-        count = len(fds) - before
-        queue.descriptors -= count
-        self.window.number(run)
-        self.in_flight.add(count)
-        stage.items += run
-        stage.entries += run
-        return size
-
-    def _stage_waited(self, stage: Stage, lines: list[bytes], before: int) -> int:
-        """Spell the plain message at the head of the queue, for which somebody waits.
-
-        Returns the bytes; ``before`` are those of the stage so far.
-        """
-        entry = self.queue.take()
-        line = entry.make() if isinstance(entry, Late) else entry.line
-        if len(line) >= STAGE_BYTES:
-            lines += envelope.spell_long(line, self.native)
-            stage.ends_long = True
-        else:
-            lines.append(envelope.spell_message(line, self.native))
-        size = len(line) + PLAIN_BYTES[self.native]
-        stage.entries.append(entry)
-        stage.items.append(entry)
-        stage.marks.append((before + size, entry))
-        return size
-
-    def _answer_stage(self) -> Stage | None:
-        """The descriptors that the peer lost, again; they need no credit and go before data."""
-        answers = self.window.resends
-        if not answers.may_leave():
-            return None
-        stage = Stage(b"")
-        stage.resends = True
-        lines: list[bytes] = []
-        while (entry := self.window.next_answer()) is not None:
-            assert entry.pending is not None
-            if stage.fds and len(stage.fds) + entry.descriptors > self._limits.set_size:
-                break
-            # Raises if the application closed what it had handed over: the channel is given up.
-            fds = entry.pending.filenos()
-            answers.staged()
-            lines.append(envelope.spell_again(entry.sequence, len(fds)))
-            stage.fds += fds
-            stage.entries.append(entry)
-        lines.insert(0, envelope.spell_count(len(stage.fds)))
-        return stage.finish(lines)
 
     # -- taking apart ----------------------------------------------------------------------------
 
@@ -402,8 +249,7 @@ class Outgoing:
                     self.in_flight.release(item.descriptors)
             self.queue.put_back(item)
         if self.native:
-            head = len(envelope.spell_count(len(stage.fds))) if stage.fds else 0
-            self.window.bytes_sent -= len(stage.data) - head
+            self._native.put_back(stage)
 
     def refuse_stage(self, reason: str) -> None:
         """The kernel will not carry the descriptors of this stage: give its handles back."""
@@ -418,8 +264,8 @@ class Outgoing:
             raise LocalProtocolError(f"descriptors the peer asked for again cannot leave: {reason}")
         self._put_back(stage)
         # Of several one may be to blame: alone, each will show.
-        self._one_by_one = len(refused) > 1
-        if not self._one_by_one:
+        self._native.one_by_one = len(refused) > 1
+        if not self._native.one_by_one:
             # It stays in the queue, as a hole.
             self.queue.uncount(refused[0])
             self.queue.end(refused[0], reason)

@@ -138,16 +138,10 @@ class Pairing:
         self._close(fds)
         return None, []
 
-    def claim_one(self) -> tuple[int, int]:
-        """As ``claim(1)``, which is nearly all claims: the descriptor, -1 if lost, and its kind."""
-        at = self._claimed
-        if not self.places or at >= len(self._fds):
-            fds, _ = self.claim(1)
-            assert fds is None
-            return -1, 0
-        self.places -= 1
-        self._claimed = at + 1
-        return self._fds[at], self._kinds[at]
+    def claim_rest(self) -> tuple[list[int], list[int]]:
+        """Take all places of the current set: the descriptors that were not lost, and kinds."""
+        start, self._claimed, self.places = self._claimed, len(self._fds), 0
+        return self._fds[start:], self._kinds[start:]
 
     def close(self) -> None:
         """Close everything that was not claimed."""

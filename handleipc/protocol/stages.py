@@ -92,11 +92,13 @@ class Stage:
     """
 
     __slots__ = (
+        "counted",
         "data",
         "ends_long",
         "entries",
         "fds",
         "is_control",
+        "is_run",
         "items",
         "marks",
         "offset",
@@ -107,8 +109,12 @@ class Stage:
         self.data: bytes | LongLine = data
         self.ends_long = False
         """Whether the last message in it is too long to be copied."""
+        self.counted = 0
+        """Bytes of it that the peer grants, in the native dialect."""
         self.offset = 0
         self.is_control = is_control
+        self.is_run = False
+        """Whether its descriptors are those of a run, which its first line counts itself."""
         self.entries: list[Entry] = []
         self.fds: list[int] = []
         self.items: list[bytes | Entry] = []

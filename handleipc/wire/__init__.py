@@ -1,4 +1,4 @@
 """What the kernel and the peer see: system calls, lines, and how each line is spelled."""
 
-VERSION = 1
+VERSION = 2
 """The version of the native dialect that this package writes and reads."""

@@ -16,6 +16,7 @@ import termios
 from collections.abc import Callable
 
 from handleipc.system import close_quietly
+from handleipc.wire.envelope import RUN_BYTES
 from handleipc.wire.framing import MAX_ENDS, Batch, LineFramer, LongLine
 from handleipc.wire.gaps import Gaps
 from handleipc.wire.peer import peer_of, peer_pidfd
@@ -34,7 +35,7 @@ class Link:
 
     Args:
         sock: the connected Unix stream socket.
-        line_limit: longest line in bytes.
+        line_limit: longest line in bytes; a run of the native dialect may be longer.
         node_pid: returns the id of a peer's process that may be another program than this package.
 
     Raises:
@@ -49,7 +50,7 @@ class Link:
         self.peer = peer_of(sock)
         try:
             sock.setblocking(False)
-            self._receiver = Receiver(LineFramer(line_limit))
+            self._receiver = Receiver(LineFramer(max(line_limit, RUN_BYTES)))
         except BaseException:
             self.forget()
             raise

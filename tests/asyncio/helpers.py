@@ -22,7 +22,7 @@ from handleipc.wire.syscalls import descriptor_kind
 DIALECTS = ["node", "native"]
 both_dialects = pytest.mark.parametrize("dialect", DIALECTS)
 
-SWITCH = {"cmd": "NODE_HANDLEIPC", "native": 1, "ack": 0, "descriptors": 128, "bytes": 1 << 26}
+SWITCH = {"cmd": "NODE_HANDLEIPC", "native": 2, "ack": 0, "descriptors": 128, "bytes": 1 << 26}
 ACK = {"cmd": "NODE_HANDLE_ACK"}
 NACK = {"cmd": "NODE_HANDLE_NACK"}
 
@@ -151,6 +151,11 @@ class RawPeer:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
+    async def handles(self, count: int) -> None:
+        """Read lines until so many descriptors have come in all."""
+        while len(self.fds) < count:
+            await self.line()
+
     def unread(self) -> bytes:
         """Return what has arrived and no ``line()`` has taken, without waiting."""
         with contextlib.suppress(BlockingIOError):
@@ -185,7 +190,7 @@ async def raw_peer(
     try:
         if dialect == "native":
             peer.write({**SWITCH, "descriptors": handles})
-            assert (await peer.line(control=True))["native"] == 1
+            assert (await peer.line(control=True))["native"] == 2
         yield channel, peer
     finally:
         for listener, _ in list(channel._listeners.get("message", ())):

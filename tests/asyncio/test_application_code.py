@@ -480,13 +480,13 @@ async def test_a_line_that_never_ends_keeps_one_set(dialect: str) -> None:
 @both_dialects
 async def test_descriptors_of_a_line_too_long(dialect: str) -> None:
     """They are closed with the channel (the fixture counts)."""
-    async with raw_peer(dialect, Limits(line=4096)) as (a, peer):
+    async with raw_peer(dialect, Limits(line=10_000)) as (a, peer):
         ours = os.open(os.devnull, os.O_RDONLY)
-        peer.write(b"[" + b"x" * 5000, fds=(ours,) * 50)
+        peer.write(b"[" + b"x" * 11_000, fds=(ours,) * 50)
         os.close(ours)
         async with asyncio.timeout(10):
             await a.wait_disconnected()
-        assert "more than 4096 bytes" in str(a._protocol.error)
+        assert "more than 10000 bytes" in str(a._protocol.error)
 
 
 async def test_a_buffer_that_cannot_grow(monkeypatch: pytest.MonkeyPatch) -> None:

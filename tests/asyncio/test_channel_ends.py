@@ -395,7 +395,7 @@ async def test_natively_received_handle_without_an_acknowledgement_is_closed() -
         ours.setblocking(False)
         ours.recv(10_000)  # the switch
         lines = (
-            b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"descriptors":9,"bytes":9999}\n'
+            b'{"cmd":"NODE_HANDLEIPC","native":2,"ack":0,"descriptors":9,"bytes":9999}\n'
             b'[1,1]\n[2,1,1,"net.Socket","x"]\n[0,"plain"]\n'
         )
         head, rest = lines.split(b"\n", 1)

@@ -402,10 +402,10 @@ async def test_handle_sent_before_the_switch() -> None:
             a.send_nowait("second", served[1])
             assert (await peer.line())["cmd"] == "NODE_HANDLE"
             peer.write(
-                {"cmd": "NODE_HANDLEIPC", "native": 1, "ack": 0, "descriptors": 9, "bytes": 999}
+                {"cmd": "NODE_HANDLEIPC", "native": 2, "ack": 0, "descriptors": 9, "bytes": 999}
             )
             peer.write(ACK)
-            assert (await peer.line(control=True))["native"] == 1
+            assert (await peer.line(control=True))["native"] == 2
             lines = [await peer.line() for _ in range(3)]
             assert sorted(map(str, lines)) == sorted(
                 map(str, ([1, 1], [0, "plain"], [2, 1, 1, "net.Socket", "second"]))

@@ -229,8 +229,7 @@ async def test_send_nowait_counts_handles() -> None:
         with clients(3) as (_, served):
             assert [a.send_nowait(n, each) for n, each in enumerate(served)] == [True, True, False]
             draining = asyncio.create_task(a.drain())
-            for _ in range(4):
-                await peer.line()
+            await peer.handles(3)
             peer.write(ack(1))
             await turns()
             assert not draining.done()
@@ -456,7 +455,7 @@ REFUSED = {
     "NODE_HANDLE": ({"cmd": "NODE_HANDLE", "type": "net.Socket"}, "command"),
     "NODE_HANDLE_ACK": ({"cmd": "NODE_HANDLE_ACK"}, "command"),
     "NODE_HANDLE_NACK": ({"cmd": "NODE_HANDLE_NACK"}, "command"),
-    "NODE_HANDLEIPC": ({"cmd": "NODE_HANDLEIPC", "native": 1}, "command"),
+    "NODE_HANDLEIPC": ({"cmd": "NODE_HANDLEIPC", "native": 2}, "command"),
     "NODE_HANDLE_OTHER": ({"cmd": "NODE_HANDLE_OTHER"}, "command"),
     "NODE_SOCKET_COUNT": ({"cmd": "NODE_SOCKET_COUNT"}, "command"),
 }
@@ -960,14 +959,11 @@ async def test_send_many_stops_where_there_is_no_room() -> None:
                 assert a.send_many(rest) == taken
                 rest = rest[taken:]
             assert [one.closed for one in served] == [True] * 4 + [False] * 2
-            for _ in range(5):
-                await peer.line()
+            await peer.handles(4)
             peer.write(ack(4))
             await a.drain()
             assert a.send_many(rest, keep_open=True) == 2
-            await peer.line()
-            await peer.line()
-            await peer.line()
+            await peer.handles(6)
             peer.write(ack(6))
             await a.flush()
             assert not served[4].closed

@@ -150,7 +150,7 @@ NATIVE_FAULTS: dict[str, tuple[list[Any], int]] = {
     "request for nothing": ([{**CONTROL, "again": [1, 1]}], 0),
     "request of text": ([{**CONTROL, "again": "x"}], 0),
     "a second switch": ([SWITCH], 0),
-    "a switch to another version": ([{**SWITCH, "native": 2}], 0),
+    "a switch to another version": ([{**SWITCH, "native": 1}], 0),
 }
 
 

@@ -156,9 +156,9 @@ async def test_adoption(inherited, monkeypatch: pytest.MonkeyPatch) -> None:
         "",
         "1",
         "1 2 3",
-        "1 12345 128 1048576",
+        "2 12345 128 1048576",
         "9 {cookie} 128 1048576",
-        "1 {cookie} x y",
+        "2 {cookie} x y",
         "x y z w",
     ],
 )
@@ -179,12 +179,12 @@ async def test_invitation(inherited, monkeypatch) -> None:
     """An invited child begins with the switch line."""
     ours, theirs = inherited
     cookie = handleipc.spawn.__globals__["socket_cookie"](theirs)
-    monkeypatch.setenv("HANDLEIPC_CHANNEL", f"2,1 {cookie} 128 1048576")
+    monkeypatch.setenv("HANDLEIPC_CHANNEL", f"3,2 {cookie} 128 1048576")
     channel = await handleipc.parent()
     try:
         await channel.send("first")
         switch, first, _ = ours.recv(1000).split(b"\n")
-        assert switch.startswith(b'{"cmd":"NODE_HANDLEIPC","native":1')
+        assert switch.startswith(b'{"cmd":"NODE_HANDLEIPC","native":2')
         assert first == b'[0,"first"]'
     finally:
         _end(channel, theirs)

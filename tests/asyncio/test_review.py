@@ -314,8 +314,7 @@ async def test_an_acknowledgement_at_the_end_of_a_long_queue() -> None:
         peer.sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 64 << 20)
         client, served = connection()
         sent = asyncio.ensure_future(channel.send(1, served))
-        await peer.line()
-        await peer.line()
+        await peer.handles(1)
         for _ in range(40):
             peer.write({"cmd": "NODE_HANDLEIPC", "unknown": "y" * 100_000})
         peer.write(ack(1))
@@ -516,8 +515,7 @@ async def test_a_long_refusal() -> None:
     async with raw_peer("native") as (channel, peer):
         client, served = connection()
         sent = asyncio.ensure_future(channel.send(1, served))
-        await peer.line()
-        await peer.line()
+        await peer.handles(1)
         refusal = {**ack(1), "refuse": [[1, 1, "x" * 1_000_000]]}
         await write_all(peer, json.dumps(refusal).encode() + b"\n")
         (error,) = await asyncio.gather(sent, return_exceptions=True)
@@ -532,8 +530,7 @@ async def test_nonsense_is_cut() -> None:
         server = await handleipc.listen("127.0.0.1", 0)
         client = socket.create_connection(server.sockname)
         sent = asyncio.ensure_future(channel.send(1, await anext(server)))
-        await peer.line()
-        await peer.line()
+        await peer.handles(1)
         peer.write(ack(1))
         await sent
         errors = Recorder()
@@ -685,8 +682,7 @@ async def test_an_interrupted_acknowledgement(monkeypatch: pytest.MonkeyPatch) -
         first, second = Interrupting(1), Thing(1)
         sent = [asyncio.ensure_future(channel.send(1, thing)) for thing in (first, second)]
         await turns()
-        while (await peer.line())[:2] != [2, 2]:
-            pass
+        await peer.handles(2)
         peer.write(ack(2))
         channel._watch(reading=False, writing=False)
         with pytest.raises(Interrupt):

@@ -47,6 +47,27 @@ static int answer(int count)
     return done;
 }
 
+/* How many messages the array of a run has; types hold no brackets here. */
+static long run_length(const char *line)
+{
+    long count = 1;
+    int depth = 0, quoted = 0;
+
+    for (const char *at = strchr(line + 1, '['); *at; at++) {
+        if (quoted && *at == '\\')
+            at++;
+        else if (*at == '"')
+            quoted = !quoted;
+        else if (!quoted && (*at == '[' || *at == '{'))
+            depth++;
+        else if (!quoted && (*at == ']' || *at == '}') && --depth == 0)
+            break;
+        else if (!quoted && *at == ',' && depth == 1)
+            count++;
+    }
+    return count;
+}
+
 static void take(char *line, size_t length)
 {
     char text[200];
@@ -62,7 +83,11 @@ static void take(char *line, size_t length)
         say_text(answer(1) ? "{\"cmd\":\"NODE_HANDLE_ACK\"}\n" : "{\"cmd\":\"NODE_HANDLE_NACK\"}\n");
         return;
     }
-    if (parent_native && sscanf(line, "[2,%ld,%ld,", &sequence, &count) == 2) {
+    if (parent_native && sscanf(line, "[4,%ld,", &sequence) == 1) {
+        count = run_length(line);
+        sequence += count - 1;
+    }
+    if (count || (parent_native && sscanf(line, "[2,%ld,%ld,", &sequence, &count) == 2)) {
         answer((int)count);
         snprintf(text, sizeof(text),
                  "{\"cmd\":\"NODE_HANDLEIPC\",\"ack\":%ld,\"handles\":%ld,\"descriptors\":%ld,"
@@ -92,7 +117,7 @@ int main(int argc, char **argv)
     channel = atoi(number);
     native = argc > 1 && strcmp(argv[1], "native") == 0;
     if (native)
-        say_text("{\"cmd\":\"NODE_HANDLEIPC\",\"native\":1,\"ack\":0,\"handles\":128,"
+        say_text("{\"cmd\":\"NODE_HANDLEIPC\",\"native\":2,\"ack\":0,\"handles\":128,"
                  "\"descriptors\":128,\"bytes\":1073741824}\n");
     for (;;) {
         union {

@@ -466,7 +466,7 @@ class _Case:
     def _judge_order(self) -> None:
         """What arrived is on the wire, in this order; each line once."""
         at = 0
-        lines = bytes(self.peer.wrote).split(b"\n")
+        lines = _single_lines(bytes(self.peer.wrote))
         for message in self.got:
             while at < len(lines) and not _may_be(lines[at], message):
                 at += 1
@@ -474,6 +474,21 @@ class _Case:
                 self.find(f"out of order, or never written: {message!r:.100}")
                 return
             at += 1
+
+
+def _single_lines(wrote: bytes) -> list[bytes]:
+    """Return the lines that were written, each message of a run as a line of its own."""
+    found: list[bytes] = []
+    for one in wrote.split(b"\n"):
+        messages = None
+        if one[:3] in (b"[4,", b"[5,"):
+            with contextlib.suppress(ValueError, IndexError):
+                messages = json.loads(one)[3 if one[1:2] == b"4" else 1]
+        if isinstance(messages, list):
+            found += [json.dumps([0, message]).encode() for message in messages]
+        else:
+            found.append(one)
+    return found
 
 
 def _may_be(one: bytes, message: Any) -> bool:

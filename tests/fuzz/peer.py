@@ -51,7 +51,7 @@ OPTIONS: list[Any] = [
     *({"unread": "aGVsbG8="}, {"unread": "!!"}, {"details": "fail"}, {"details": {"n": 2}}),
     *({"unlink": "/nowhere"}, {"unlink": 5}),
 ]
-SWITCH = {"cmd": "NODE_HANDLEIPC", "native": 1, "ack": 0, "bytes": 1 << 20}
+SWITCH = {"cmd": "NODE_HANDLEIPC", "native": 2, "ack": 0, "bytes": 1 << 20}
 SWITCH |= {"handles": 128, "descriptors": 128}
 GARBAGE = [
     *(b"\n", b"\0\n", b"[\n", b"[0]\n", b"[2]\n", b"[]\n", b"{}\n", b"null\n", b"\xff\n"),
@@ -189,6 +189,8 @@ class Peer:
         if isinstance(value, list):
             if value[0] == 2:
                 self._outstanding[value[1]] = value[2]
+            elif value[0] == 4:
+                self._outstanding |= {value[1] + i: 1 for i in range(len(value[3]))}
         elif isinstance(value, dict):
             command = value.get("cmd")
             if command == "NODE_HANDLE":
@@ -208,7 +210,7 @@ class Peer:
         """Go over to native; returns the line that says so."""
         self.native = True
         self._gave, self._gave_bytes = most, size
-        return line(control_line(0, most, size, native=1))
+        return line(control_line(0, most, size, native=2))
 
     # -- what a correct peer could say now -------------------------------------------------------
 
@@ -240,14 +242,33 @@ class Peer:
             return [(b"".join(map(line, lines)), kinds)]
         if self.greedy and chance < 0.9:
             return self._set(rng)
-        if chance < 0.3:
+        if chance < 0.2:
             return [(line([0, rng.choice(MESSAGES)]), ())]
+        if chance < 0.3:
+            return [(line([5, _some_messages(rng, rng.choice([1, 2, 30]))]), ())]
         if chance < 0.55:
             return [(line(self._control(rng)), ())]
         if self._unanswered and chance < 0.6:
             self._unanswered -= 1
             return [(line({"cmd": "NODE_HANDLE_ACK"}), ())]
-        return self._set(rng)
+        return self._set(rng) if rng.random() < 0.5 else self._run(rng)
+
+    def _run(self, rng: random.Random) -> list[Write]:
+        count = min(rng.choice([1, 2, 3, 8, 64, 253]), self._granted - self._used)
+        if count < 1:
+            return [(line([0, 1]), ())]
+        tag = rng.choice(TAGS)
+        one = [4, self._sequence + 1, tag, _some_messages(rng, count)]
+        options = _options(rng, tag)
+        self._used += count
+        self._sequence += count
+        # Mostly of one kind, as a server's are.
+        fits = [_fitting(rng, tag)] * count if rng.random() < 0.7 else None
+        kinds = fits or [_fitting(rng, tag) for _ in range(count)]
+        lines = [one if options is None else [*one, options]]
+        if rng.random() < 0.2:
+            lines.append([5, _some_messages(rng, 3)])
+        return [(b"".join(map(line, lines)), tuple(kinds))]
 
     def _set(self, rng: random.Random) -> list[Write]:
         lines: list[Any] = []
@@ -290,6 +311,10 @@ class Peer:
         if out and rng.random() < 0.3:
             fields["again"] = [rng.choice(list(out)), 1]
         return fields
+
+
+def _some_messages(rng: random.Random, count: int) -> list[Any]:
+    return [rng.choice(MESSAGES) for _ in range(count)]
 
 
 def _fitting(rng: random.Random, tag: str) -> str:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import socket
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from handleipc.handles.fds import FileDescriptor
 from handleipc.handles.pending import Held, PendingHandle
 from handleipc.handles.refusal import Refusal
 from handleipc.handles.registry import Registry
-from handleipc.wire.syscalls import descriptor_kind
+from handleipc.wire.syscalls import KIND_LISTENING, KIND_SOCKET, descriptor_kind
 from tests.linger import lingering, lingers
 
 
@@ -356,24 +357,24 @@ def test_convert_built_in() -> None:
         built.close()
 
 
-def test_convert_with_and_without_options() -> None:
-    """Only what came without options is entered as convertible without a question."""
+def test_makers_of_runs() -> None:
+    """What can raise, or is to be seen, has none; nor has a descriptor of another kind."""
     registry = Registry()
     registry.add_builder("fd", lambda fd, kind, options: (fd, options), lambda fd, kind: fd)
+    registry.add_builder(
+        kinds.NET_SOCKET, lambda fd, kind, options: (fd, options), lambda fd, kind: fd
+    )
     assert registry.convert("fd", {"a": 1}, [5], [7]) == (5, {"a": 1})
-    assert not registry.direct
     assert registry.convert("fd", None, [5], [7]) == (5, None)
-    assert registry.direct["fd", 7](6, 7) == 6
+    make = registry.maker("fd", 7)
+    assert make is not None
+    assert make(6, 7) == 6
+    assert registry.copy().maker("fd", 7) is not None
+    stream = KIND_SOCKET | socket.AF_INET << 8 | socket.SOCK_STREAM
+    assert registry.maker(kinds.NET_SOCKET, stream) is not None
+    assert registry.maker(kinds.NET_SOCKET, stream | KIND_LISTENING) is None
     registry.add_builder("fd", kinds.build_fd)
-    assert not registry.direct
-
-
-def test_a_tag_that_is_never_direct() -> None:
-    """Some handles are the channel's to see, or can fail, with options or without."""
-    registry = Registry()
-    registry.add_builder("fd", lambda fd, kind, options: (fd, options))
-    assert registry.convert("fd", None, [5], [7]) == (5, None)
-    assert not registry.direct
+    assert registry.maker("fd", 7) is None
 
 
 def test_builder_that_the_system_refuses() -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
-SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":1,"ack":0,"descriptors":65536,"bytes":1099511627776}\n'
+SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":2,"ack":0,"descriptors":65536,"bytes":1099511627776}\n'
 QUESTION = b'{"cmd":"NODE_SOCKET_GET_COUNT","key":"k"}'
 
 
@@ -36,24 +36,28 @@ class Peer:
         """Write, whatever is granted."""
         self._sock.sendall(data)
 
-    def flood(self, piece: bytes) -> None:
-        """Write native lines for ever, as they are granted."""
+    def flood(self, piece: bytes, more: int = 0) -> None:
+        """Write native lines for ever, as they are granted; they count ``more`` than their bytes."""
         while True:
             self._read_grants(lambda: self._sent < self._may_bytes)
             self.write(piece)
-            self._sent += len(piece)
+            self._sent += len(piece) + more
 
-    def flood_handles(self, fd: int) -> None:
+    def flood_handles(self, fd: int, *, runs: bool) -> None:
         """Write native handles of one descriptor for ever, as they are granted."""
         while True:
             self._read_grants(
                 lambda: self._handles < self._may_descriptors and self._sent < self._may_bytes
             )
             count = min(64, self._may_descriptors - self._handles)
-            rows = [b'[2,%d,1,"net.Socket",1]\n' % (self._handles + n + 1) for n in range(count)]
+            first = self._handles + 1
+            head = b"" if runs else b"[1,%d]\n" % count
+            rows = [b'[2,%d,1,"net.Socket",1]\n' % (first + n) for n in range(count)]
+            if runs:
+                rows = [b'[4,%d,"net.Socket",[%b]]\n' % (first, b",".join([b"1"] * count))]
             self._handles += count
             self._sent += sum(map(len, rows))
-            data = b"[1,%d]\n" % count + b"".join(rows)
+            data = head + b"".join(rows)
             done = socket.send_fds(self._sock, [data], [fd] * count)
             self.write(data[done:])
 
@@ -77,10 +81,10 @@ def _node(piece: bytes) -> Callable[[Peer], None]:
     return run
 
 
-def _native(piece: bytes) -> Callable[[Peer], None]:
+def _native(piece: bytes, more: int = 0) -> Callable[[Peer], None]:
     def run(peer: Peer) -> None:
         peer.write(SWITCH)
-        peer.flood(piece)
+        peer.flood(piece, more)
 
     return run
 
@@ -89,10 +93,13 @@ def _lists(size: int) -> bytes:
     return b"[0,[" + b"[]," * (size // 3) + b"1]]\n"
 
 
-def _handles(peer: Peer) -> None:
-    near, _far = socket.socketpair()
-    peer.write(SWITCH)
-    peer.flood_handles(near.fileno())
+def _handles(*, runs: bool) -> Callable[[Peer], None]:
+    def run(peer: Peer) -> None:
+        near, _far = socket.socketpair()
+        peer.write(SWITCH)
+        peer.flood_handles(near.fileno(), runs=runs)
+
+    return run
 
 
 def _echo(peer: Peer) -> None:
@@ -103,7 +110,9 @@ def _echo(peer: Peer) -> None:
 KINDS: dict[str, Callable[[Peer], None]] = {
     "node lines": _node(b"1\n" * 30_000),
     "native lines": _native(b"[0,1]\n" * 5_000),
-    "native handles": _handles,
+    "native runs": _native(b"[5,[%b]]\n" % b",".join([b"1"] * 64) * 50, 50 * 64 * 5),
+    "native handles": _handles(runs=False),
+    "native runs of handles": _handles(runs=True),
     "native text of 1 MiB": _native(b'[0,"' + b"x" * MIB + b'"]\n'),
     "native text of 64 MiB": _native(b'[0,"' + b"x" * (64 * MIB) + b'"]\n'),
     "native lists, 8 MiB": _native(_lists(8 * MIB)),

@@ -204,16 +204,16 @@ RAW_CHILD = """
 
 async def test_line_too_long(program: Program) -> None:
     """A line longer than ``Limits.line`` ends the channel with ``LineTooLong``; the child lives on."""
-    limits = handleipc.Limits(line=1000)
+    limits = handleipc.Limits(line=10_000)
     child_program = program("child.py", RAW_CHILD)
-    argv: list[str | Path] = [sys.executable, child_program, "b'1\\n\"' + b'x' * 1001"]
+    argv: list[str | Path] = [sys.executable, child_program, "b'1\\n\"' + b'x' * 10_001"]
     async with spawned(*argv, limits=limits, stdout=subprocess.PIPE) as child:
         errors: list[BaseException] = []
         child.on("error", errors.append)
         assert await child.recv() == (1, None)
-        with pytest.raises(handleipc.LineTooLong, match="1000") as caught:
+        with pytest.raises(handleipc.LineTooLong, match="10000") as caught:
             await child.recv()
-        assert caught.value.limit == 1000
+        assert caught.value.limit == 10_000
         assert errors == [caught.value]
         assert child.stdout is not None
         assert await child.stdout.read() == b"seen\n"

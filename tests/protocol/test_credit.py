@@ -28,36 +28,36 @@ def test_one_line_may_overshoot() -> None:
 def test_handles_come_in_the_order_of_their_numbers() -> None:
     """None is left out, and none comes twice."""
     grants = Credit(Limits(), 8, 10)
-    grants.take_handle(1, 1)
+    grants.take_handles(1, 1, 1)
     for number in (1, 3):
         with pytest.raises(RemoteProtocolError, match=f"handle {number} after 1"):
-            grants.take_handle(number, 1)
+            grants.take_handles(number, 1, 1)
 
 
 def test_descriptors_are_what_is_granted() -> None:
     """Two handles of four fill a window of eight; what is done with is granted again."""
     grants = Credit(Limits(window=8), 8, 10)
-    grants.take_handle(1, 4)
-    grants.take_handle(2, 4)
+    grants.take_handles(1, 1, 4)
+    grants.take_handles(2, 1, 4)
     grants.done(1, 4)
     assert grants.say(0)[1] == 12
-    grants.take_handle(3, 4)
+    grants.take_handles(3, 1, 4)
     with pytest.raises(RemoteProtocolError, match="sent 13 descriptors, and was granted 12"):
-        grants.take_handle(4, 1)
+        grants.take_handles(4, 1, 1)
 
 
 def test_a_handle_larger_than_the_window_comes_alone() -> None:
     """Right only when all before it is acknowledged, and the peer has been told so."""
     grants = Credit(Limits(window=2), 2, 10)
-    grants.take_handle(1, 9)
+    grants.take_handles(1, 1, 9)
     grants.done(1, 9)
     with pytest.raises(RemoteProtocolError, match="was granted 2"):
-        grants.take_handle(2, 9)  # it cannot know of the acknowledgement
+        grants.take_handles(2, 1, 9)  # it cannot know of the acknowledgement
     grants = Credit(Limits(window=2), 2, 10)
-    grants.take_handle(1, 9)
+    grants.take_handles(1, 1, 9)
     grants.done(1, 9)
     assert grants.say(0) == (1, 11, Limits().bytes)
-    grants.take_handle(2, 9)
+    grants.take_handles(2, 1, 9)
 
 
 def test_grants_never_fall() -> None:
@@ -66,7 +66,7 @@ def test_grants_never_fall() -> None:
     grants.lost_some()
     assert grants.say(0)[1] == 8
     for number in range(1, 6):
-        grants.take_handle(number, 1)
+        grants.take_handles(number, 1, 1)
         grants.done(number, 1)
     # Four, half of it, and one more for each line since, are granted beyond the five.
     assert grants.say(0)[1] == 10

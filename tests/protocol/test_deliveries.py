@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from handleipc.protocol.deliveries import MESSAGE_COST, Deliveries, Internal
@@ -345,3 +347,30 @@ def test_a_handle_of_nothing_is_not_counted() -> None:
     assert deliveries.may_add_handle()
     assert deliveries.take() == (1, None)
     assert deliveries.may_add_handle()
+
+
+@pytest.mark.parametrize("how", ["pace", "awaited", "all"])
+def test_room_for_a_run(how: str) -> None:
+    """As many pass at once as would one after the other, from every state."""
+    for limit, waiting, more, refilling in itertools.product(
+        range(6), range(8), range(1, 9), (0, 1)
+    ):
+        ends = []
+        for _ in range(2):
+            deliveries = Deliveries(limit if how == "awaited" else 99)
+            deliveries.pace = limit if how == "pace" else 0
+            deliveries.is_awaited = how == "awaited"
+            deliveries.takes_all = how == "all"
+            deliveries.waiting_descriptors = waiting
+            deliveries._refilling = bool(refilling)
+            ends.append(deliveries)
+        one_by_one, at_once = ends
+        room = at_once.room(more)
+        at_once.add_handles([(n, "h") for n in range(room)], [1] * room)
+        passed = 0
+        while passed < more and one_by_one.may_add_handle():
+            one_by_one.add_handle((passed, "h"), 1)
+            passed += 1
+        assert room == passed, (limit, waiting, more, refilling)
+        assert at_once.may_add_handle() == one_by_one.may_add_handle()
+        assert at_once.bytes_waiting == one_by_one.bytes_waiting

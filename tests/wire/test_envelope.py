@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handleipc.exceptions import MalformedEnvelope
+from handleipc.exceptions import LineTooLong, MalformedEnvelope
 from handleipc.limits import Limits, Shape
 from handleipc.wire import codec, envelope
 from handleipc.wire.envelope import Again, Control, DescriptorCount, Handle, Message
@@ -303,7 +303,7 @@ def test_decode_of_the_most_that_may_be_sent(half: bytes, native: bool) -> None:
     [
         (b"[0,[" + b"0," * 200_000 + b"0]]", "values"),
         (b"[0," + b"[" * 500 + b"]" * 500 + b"]", "depth"),
-        (b'[0,["\\ud800",' + b"0," * 1000 + b"0]]", "slow_line"),
+        (b'[0,["\\ud800",' + b"0," * 9000 + b"0]]", "slow_line"),
     ],
 )
 def test_decode_of_a_line_beyond_the_bounds(
@@ -313,6 +313,31 @@ def test_decode_of_a_line_beyond_the_bounds(
     shape = Limits(values=1000, slow_line=1000).shape
     with pytest.raises(MalformedEnvelope, match=rf"\(Limits\.{name}\)"):
         decode(line, shape)
+
+
+@pytest.mark.parametrize("decode", [envelope.decode_native, envelope.decode_node])
+def test_decode_of_a_line_too_long(decode: Callable[[bytes, Shape], object]) -> None:
+    """Of either dialect; a run of messages that are no longer than that is none."""
+    shape = Limits(line=2000).shape
+    with pytest.raises(LineTooLong, match="more than 2000 bytes"):
+        decode(b'[0,"%b"]' % (b"x" * 2000), shape)
+    run = b"[5,[%b]]" % b",".join([b'"%b"' % (b"x" * 100)] * 60)
+    if decode is envelope.decode_native:
+        assert decode(run, shape) == envelope.Messages(["x" * 100] * 60)
+        run = b"[5,[%b]]" % b",".join([b'"%b"' % (b"x" * 100)] * 90)
+    with pytest.raises(LineTooLong, match="more than 2000 bytes"):
+        decode(run, shape)
+
+
+def test_the_worst_run_is_read() -> None:
+    """Bounds of one message are no bounds of many: an end that takes least reads every run."""
+    shape = Limits(values=10, slow_line=100).shape
+    for message in (b"1e999", b'"\\ud800"', b"1" * 400, b"[[]]"):
+        count = min(envelope.RUN_MESSAGES, (envelope.RUN_BYTES - 7) // (len(message) + 1))
+        line = envelope.spell_messages([message] * count, True)[:-1]
+        found = envelope.decode_native(line, shape)
+        assert isinstance(found, envelope.Messages)
+        assert len(found.messages) == count
 
 
 @pytest.mark.parametrize(
@@ -451,7 +476,7 @@ def test_decode_of_control_has_no_memory() -> None:
     [
         {"native": -1},
         {"native": True},
-        {"native": 1.0},
+        {"native": 2.0},
         {"native": "1"},
         {"native": None},
         {"ack": -1},
