@@ -30,14 +30,23 @@ def in_two_processes(
     """Fork, let the child warm up, and time the parent until the child says that it is done."""
     ready, done = os.pipe(), os.pipe()
     if os.fork() == 0:
-        os.write(ready[1], b"x")
-        child(ends[1], n)
-        os.write(done[1], b"x")
-        os._exit(0)
+        try:
+            ends[0].close()
+            os.write(ready[1], b"x")
+            child(ends[1], n)
+            os.write(done[1], b"x")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    # The only copies are the child's from here on: if it fails, a read and a write end.
+    os.close(ready[1])
+    os.close(done[1])
+    ends[1].close()
     os.read(ready[0], 1)
     begin = time.perf_counter()
     parent(ends[0], n)
-    os.read(done[0], 1)
+    if not os.read(done[0], 1):
+        raise SystemExit("the other process failed")
     report(n, time.perf_counter() - begin)
     os.wait()
 
@@ -156,18 +165,26 @@ class Owner:
 
 
 def sketch_send(sock: socket.socket, n: int) -> None:
-    """Sets of 64 handles, in the C core's own call."""
-    from handleipc.wire.syscalls import send_with_fds
+    """Sets of 64 handles, in the C core's own call, which does not wait."""
+    import select
+
+    from handleipc.wire.syscalls import Refused, send_with_fds
 
     fd, number = connection().detach(), sock.fileno()
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
     lines = []
     for i in range(n):
         lines.append(b"[%d,%b]\n" % (i, orjson.dumps(message(i, n))))
         if len(lines) == SET or i == n - 1:
             data = b"".join(lines)
-            sent = send_with_fds(number, data, 0, [fd] * len(lines))
-            while sent < len(data):  # type: ignore[operator]
-                sent += send_with_fds(number, data, sent, [])  # type: ignore[operator]
+            sent = 0
+            while sent < len(data):
+                written = send_with_fds(number, data, sent, [] if sent else [fd] * len(lines))
+                if isinstance(written, Refused):
+                    poll.poll()
+                else:
+                    sent += written
             lines.clear()
 
 
@@ -187,6 +204,8 @@ def sketch_receive(sock: socket.socket, n: int) -> None:
     while count < n:
         poll.poll()
         batch = receiver.receive(sock.fileno())
+        if receiver.at_eof:
+            raise SystemExit("the other process failed")
         if not batch.ends:
             continue
         lines = decode(batch.view[batch.start : batch.ends[-1]])
