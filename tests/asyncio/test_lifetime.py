@@ -75,16 +75,20 @@ class Run:
             text=True,
             preexec_fn=default_sigint,
         )
+        self._said = b""
         os.close(held)
 
     def line(self) -> list[str]:
         """Return the words of the next line it says."""
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], 20)
-        assert ready, "it says nothing"
-        text = self.process.stdout.readline()
-        assert text, f"it ended: {self.process.communicate()}"
-        return text.split()
+        fd = self.process.stdout.fileno()  # its own buffer would hide from select what it holds
+        while b"\n" not in self._said:
+            assert select.select([fd], [], [], 20)[0], "it says nothing"
+            data = os.read(fd, 4096)
+            assert data, f"it ended: {self.process.communicate()}"
+            self._said += data
+        line, _, self._said = self._said.partition(b"\n")
+        return line.decode().split()
 
     def wait(self, seconds: float = 20) -> tuple[int, str]:
         """Return the code and what was written to stderr, once it has ended."""

@@ -30,7 +30,7 @@ class Known:
 
     Args:
         why: the sentence of the page.
-        symptom: what must be in the error output, or in the exception here.
+        symptom: a pattern that the error output, or the exception here, must have somewhere.
         hangs: nothing happens at all; a test does not wait long for nothing.
     """
 
@@ -100,7 +100,7 @@ DENO = Runtime(
         ),
         (TAKES, "unix net.Server"): Known(
             "Deno takes every listener without fields of its own for TCP: connections to a Unix one are reset",
-            "ConnectionResetError",
+            "ConnectionResetError|BrokenPipeError",
         ),
         (TAKES, "FIFO net.Native"): Known(
             "Deno takes it for a TCP socket, and cannot read from it", "ENOTSOCK"
