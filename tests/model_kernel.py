@@ -68,6 +68,7 @@ class Scenario:
     late: frozenset[str] = frozenset()  # ends that do not read from the start
     copies: frozenset[str] = frozenset()  # ends whose socket a forked copy holds, too
     burst: int = 1  # sends of one turn
+    lines: int = 1024  # taken of one read at once
 
 
 def narrow_limits(rng: random.Random) -> Limits:
@@ -97,6 +98,7 @@ class End:
         self.name = name
         self.protocol = protocol
         self.framer = LineFramer(protocol.limits.line)
+        self.framer.reader.max_ends = world.scenario.lines
         self.received = 0
         self.sent: list[tuple[str, int]] = []
         self.got: list[int] = []
@@ -629,6 +631,7 @@ def random_scenario(rng: random.Random) -> Scenario:
         late=frozenset(rng.choice(["", "", "A", "B", "AB"])),
         copies=frozenset(rng.choice(["", "", "", "A", "B", "AB"])),
         burst=rng.choice([1, 3, 9]),
+        lines=rng.choice([1, 2, 1024]),
     )
 
 

@@ -79,7 +79,7 @@ class Dispatch:
         read = 0 if incoming.native else self._node_lines(batch)
         if read < len(ends):
             self._native_lines(batch, read)
-        if incoming.pairing.sets:
+        if incoming.pairing.sets and batch.is_all:
             incoming.check_unfinished(batch.offset + (ends[-1] if ends else batch.start))
 
     def _node_lines(self, batch: Batch) -> int:

@@ -70,8 +70,8 @@ class Batch:
 
     ``view`` is the framer's own buffer: valid until the next receive. Line ``i`` is
     ``view[start:ends[0] - 1]`` for the first, ``view[ends[i - 1]:ends[i] - 1]`` for others.
-    ``offset`` is the stream offset of ``view[0]``, ``tail`` how many bytes of an unfinished line
-    follow.
+    ``offset`` is the stream offset of ``view[0]``, ``tail`` how many bytes follow. ``is_all`` says
+    that no whole line is among those; if not, the sets may belong to lines of the next report.
     """
 
     view: memoryview
@@ -80,6 +80,7 @@ class Batch:
     offset: int
     sets: Sequence[DescriptorSet]
     tail: int
+    is_all: bool
 
     def start_of(self, index: int) -> int:
         """Return where line ``index`` begins, or what follows the last one."""
@@ -163,7 +164,8 @@ class LineFramer:
             reader.consumed = ends[-1]
             reader.n_ends = 0
         tail = reader.filled - reader.consumed
-        return Batch(self._view, start, ends, reader.position, sets, tail)
+        is_all = reader.scanned == reader.filled
+        return Batch(self._view, start, ends, reader.position, sets, tail, is_all)
 
     def take_sets(self) -> list[DescriptorSet]:
         """Return the descriptor sets of the last report; the caller owns them."""

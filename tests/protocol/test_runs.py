@@ -12,7 +12,7 @@ from handleipc.protocol.channel import State
 from handleipc.protocol.staging import HANDLES_BYTES, LONGEST_TYPE
 from handleipc.wire.envelope import RUN_BYTES
 from handleipc.wire.framing import DescriptorSet
-from tests.protocol_pair import Fed, Thing, exchange, native
+from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native
 
 GRANTS = b'{"cmd":"NODE_HANDLEIPC","ack":%d,"descriptors":999,"bytes":9999999}\n'
 
@@ -199,6 +199,18 @@ def test_a_run_arrives() -> None:
     assert [item[1].fds for item in got if isinstance(item, tuple)] == [[5], [6], [7], [8], [9]]
     exchange(a, b)
     assert [message for message, reason in a.outcomes() if reason is None] == list("01234")
+
+
+@pytest.mark.parametrize("lines", [1, 2, 99])
+def test_a_run_in_one_read_with_the_switch(lines: int) -> None:
+    """However few lines of a read are taken at once: its set waits for its line."""
+    end = Fed(invited_by=INVITED)
+    end.write()
+    end.framer.reader.max_ends = lines
+    end.feed(b'"node"\n%b[4,1,"x",[1,2,3]]\n[0,4]\n' % SWITCH, [5, 6, 7])
+    got = end.take()
+    assert [item[0] if isinstance(item, tuple) else item for item in got] == ["node", 1, 2, 3, 4]
+    assert not end.closed
 
 
 @pytest.mark.parametrize("pace", [0, 1, 2, 3, 9])
