@@ -157,7 +157,7 @@ class Attachment(Emitter):
                 hangups.unwatch(self._loop, self._fd)
 
     def _on_readable(self) -> None:
-        if self._is_reading:
+        if self._is_reading and not self._read_scheduled:  # one slice for each turn of the loop
             self._turn(reading=True)
 
     def _schedule_read(self) -> None:

@@ -199,7 +199,7 @@ class Driver(Attachment):
         if not reading or writing or not self._is_reading or self._is_writing:
             paused = not (reading or protocol.has_hung_up)
             self._watch(reading=reading, writing=writing, hangup=paused)
-        if reading and self._link.must_go_on:
+        if reading and self._link.has_more:
             self._schedule_read()
         deadline = protocol.deadline()
         if self._read_again_at is not None:

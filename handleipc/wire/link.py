@@ -59,6 +59,10 @@ class Link:
         self.at_eof = self.must_go_on = False
         """Of the last read: whether nothing can follow, and whether to read again without waiting
         for the socket; see ``Receiver``."""
+        self.has_more = False
+        """Whether the last read left anything, there or in the socket, as far as it knows. To be
+        read without waiting for the socket: libuv, for one, stops polling one with an error behind
+        what is left to read."""
         self._is_finite = False
         """Whether nothing can be added to what is there to be read."""
 
@@ -73,9 +77,10 @@ class Link:
     def read(self, lines: int = MAX_ENDS) -> Batch:
         """Read what there is, up to so many lines. Raises as ``Receiver.receive``."""
         receiver = self._receiver
-        self.must_go_on = False
+        self.must_go_on = self.has_more = False
         batch = receiver.receive(self.fd, lines=lines)
         self.at_eof, self.must_go_on = receiver.at_eof, receiver.must_go_on
+        self.has_more = not (receiver.drained or receiver.at_eof)
         return batch
 
     def read_rest(self) -> Batch:
