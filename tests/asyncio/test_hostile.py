@@ -89,6 +89,7 @@ def _sends(sock: socket.socket, data: bytes, fds: list[int]) -> bool:
 
 Step = tuple[bytes, list[int]]
 UNFINISHED = b"[1,%d" % SET
+UNFINISHED_RUN = b'[4,999,"net.Socket",[1'
 
 
 def _handles(channel: Channel, fd: int, size: int) -> Iterator[Step]:
@@ -98,6 +99,15 @@ def _handles(channel: Channel, fd: int, size: int) -> Iterator[Step]:
     while sent + size <= grants.descriptors or (not sent and grants.ack == number):
         number, sent = number + 1, sent + size
         yield b'[1,%d]\n[2,%d,%d,"many",1]\n' % (size, number, size), [fd] * size
+
+
+def _runs(channel: Channel, fd: int) -> Iterator[Step]:
+    """Runs of handles, as large as a set may be, as many as are granted."""
+    grants = channel._protocol.incoming.credit
+    number = 1
+    while size := min(SET, grants.descriptors - number + 1):
+        yield b'[4,%d,"fd",[%b]]\n' % (number, b",".join([b"1"] * size)), [fd] * size
+        number += size
 
 
 class _Many:
@@ -130,7 +140,7 @@ def _then(data: bytes) -> Callable[[Channel, int], Iterator[Step]]:
     def steps(channel: Channel, fd: int) -> Iterator[Step]:
         yield from _handles(channel, fd, 1)
         yield data, [fd] * SET
-        yield from [(b" " if data == UNFINISHED else b"[0,1]\n", [])] * 5
+        yield from [(b" " if data in (UNFINISHED, UNFINISHED_RUN) else b"[0,1]\n", [])] * 5
 
     return steps
 
@@ -139,7 +149,9 @@ PINNING: dict[str, Callable[[Channel, int], Iterator[Step]]] = {
     "small handles": lambda channel, fd: _handles(channel, fd, 1),
     "handles of 60": lambda channel, fd: _handles(channel, fd, 60),
     "handles of a whole set": lambda channel, fd: _handles(channel, fd, SET),
+    "runs": _runs,
     "a line that never ends": _then(UNFINISHED),
+    "a run that never ends": _then(UNFINISHED_RUN),
     "a set never used up": _then(UNFINISHED + b"]\n"),
 }
 
@@ -461,6 +473,7 @@ async def test_an_outage_has_one_clock(descriptor_limit) -> None:
         ("node lines", "nobody", 16),
         ("node lines", "waits", 48),
         ("native lines", "waits", 48),
+        ("native runs", "waits", 48),
         ("native text of 1 MiB", "waits", 128),
         ("native text of 64 MiB", "iteration", 320),
         ("native lists, 64 MiB", "listener", 128),
