@@ -40,4 +40,4 @@ class Pace:
         if took > SLICE:
             self.lines = max(1, min(self.lines, self.taken) // 2)
         elif self.lines < MAX_ENDS and took < SLICE / 2:
-            self.lines *= 2
+            self.lines = min(MAX_ENDS, 2 * self.lines)

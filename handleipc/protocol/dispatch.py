@@ -79,8 +79,12 @@ class Dispatch:
         read = 0 if incoming.native else self._node_lines(batch)
         if read < len(ends):
             self._native_lines(batch, read)
-        if incoming.pairing.sets and batch.is_all:
-            incoming.check_unfinished(batch.offset + (ends[-1] if ends else batch.start))
+        if incoming.pairing.sets:
+            at = batch.offset + (ends[-1] if ends else batch.start)
+            if batch.is_all:
+                incoming.check_unfinished(at)
+            else:
+                incoming.pairing.check_claimed(at)  # one set may belong to a line that is left
 
     def _node_lines(self, batch: Batch) -> int:
         """Take the lines of a batch, up to one that switches to native; returns how many."""

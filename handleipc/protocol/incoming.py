@@ -216,7 +216,7 @@ class Incoming:
         except BaseException:
             # A signal handler raised: the channel ends, and closes what was not acknowledged. What
             # was being made may have its descriptor already.
-            del fds[len(run)]
+            del fds[len(run) : len(run) + 1]
             raise
         finally:
             del fds[: len(run)]

@@ -197,7 +197,7 @@ class Receiver:
         self.must_go_on = False
         if framer.is_large:
             framer.shrink()
-        framer.reader.max_ends = lines
+        framer.reader.max_ends = min(lines, MAX_ENDS)  # the room that the report has
         outcome = _hipc_receive(fd, framer.reader, budget)
         if outcome < 0:
             raise OSError(-outcome, os.strerror(-outcome))

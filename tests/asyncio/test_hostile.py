@@ -714,3 +714,21 @@ async def test_the_log_is_bounded(attack: str, caplog: pytest.LogCaptureFixture)
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) <= 3
     assert all(len(text) <= 300 for text in texts)
+
+
+def test_a_turn_takes_no_more_lines_than_the_report_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever was taken before: the C core writes as many ends as it is told to."""
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(pace.time, "thread_time", lambda: clock.now)
+    for taken in (1, 2, 7, 3000, 4095, 4096):
+        one = pace.Pace()
+        one.begin()
+        one.taken = taken
+        clock.now += 1
+        one.end(0)
+        for _ in range(20):
+            one.begin()
+            one.end(0)
+            assert 1 <= one.lines <= pace.MAX_ENDS
