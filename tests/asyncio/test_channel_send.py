@@ -724,6 +724,20 @@ async def test_timeout_before_the_first_byte(dialect: str) -> None:
             peer.write(ack(1) if dialect == "native" else ACK)
 
 
+async def _ended(sending: asyncio.Task[None], handle: Any, b: handleipc.Channel, ends: str) -> None:
+    """Have the peer take the handle, or end without; the caller hears which."""
+    if ends == "taken":
+        _, received = await b.recv()
+        received.close()
+        await sending
+        assert handle.closed
+    else:
+        await turns()
+        b.abort()
+        with pytest.raises((handleipc.HandleNotDelivered, handleipc.HandleInDoubt)):
+            await sending
+
+
 @both_dialects
 @pytest.mark.parametrize("ends", ["refused", "taken"])
 async def test_timeout_of_what_has_ended(dialect: str, ends: str) -> None:
@@ -738,16 +752,7 @@ async def test_timeout_of_what_has_ended(dialect: str, ends: str) -> None:
             if ends == "refused":
                 b._turn = lambda **_: None  # type: ignore[method-assign]  # acknowledges nothing
             sending = asyncio.create_task(a.send("message", handle, timeout=0.1))
-            if ends == "taken":
-                _, received = await b.recv()
-                received.close()
-                await sending
-                assert handle.closed
-            else:
-                await turns()
-                b.abort()
-                with pytest.raises((handleipc.HandleNotDelivered, handleipc.HandleInDoubt)):
-                    await sending
+            await _ended(sending, handle, b, ends)
         a._report_outcomes = reporting
         a._report_outcomes()
         assert not undelivered
@@ -785,16 +790,7 @@ async def test_timeout_in_the_turn_of_the_end(
             sending = asyncio.create_task(a.send("message", handle, timeout=60))
             await asyncio.sleep(0)
             monkeypatch.undo()
-            if ends == "taken":
-                _, received = await b.recv()
-                received.close()
-                await sending
-                assert handle.closed
-            else:
-                await turns()
-                b.abort()
-                with pytest.raises((handleipc.HandleNotDelivered, handleipc.HandleInDoubt)):
-                    await sending
+            await _ended(sending, handle, b, ends)
             assert timeouts[0].expired()
         assert not undelivered
         handle.close()
