@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -30,14 +31,17 @@ def in_two_processes(
     """Fork, let the child warm up, and time the parent until the child says that it is done."""
     ready, done = os.pipe(), os.pipe()
     if os.fork() == 0:
+        code = 1
         try:
             ends[0].close()
             os.write(ready[1], b"x")
             child(ends[1], n)
             os.write(done[1], b"x")
-            os._exit(0)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(1)
+            os._exit(code)
     # The only copies are the child's from here on: if it fails, a read and a write end.
     os.close(ready[1])
     os.close(done[1])
