@@ -79,8 +79,8 @@ class Limits:
     1 GB/s. Held memory is this and one line at most."""
 
     line: int = 128 * MIB
-    """Longest line, both ways. A longer one ends the channel. Of many short messages, which a
-    native peer sends in one line, it bounds each; such a line has 8 KiB at most."""
+    """Longest line, both ways. A longer one ends the channel. A line with many
+    short messages of a native peer may have 8 KiB in any case."""
 
     depth: int = 128
     """Deepest nesting of a message, both ways."""

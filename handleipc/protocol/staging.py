@@ -28,9 +28,10 @@ STAGE_BYTES = 64 * 1024
 PLAIN_BYTES = [len(envelope.spell_message(b"", native)) for native in (False, True)]
 # Bytes of the messages in one line, with a comma each: a run's own, less what is around them.
 MESSAGES_BYTES = envelope.RUN_BYTES - len(envelope.spell_messages([b"", b""], True)) + 2
-# The same of handles, with their options; a number and a type of so many characters are around.
+# The same of handles, with their options; a number and a type of so many characters are around,
+# which take 12 bytes each if one of them is half a surrogate pair.
 LONGEST_TYPE = 64
-HANDLES_BYTES = envelope.RUN_BYTES - 6 * LONGEST_TYPE - 32
+HANDLES_BYTES = envelope.RUN_BYTES - 12 * LONGEST_TYPE - 32
 QUEUED, STAGED = EntryState.QUEUED, EntryState.STAGED
 
 
@@ -180,7 +181,7 @@ class NativeStages:
             room: descriptors that they may have.
 
         Returns:
-            The bytes. None if the handle was closed meanwhile, and has ended.
+            The bytes. They are 0 if the handle was closed meanwhile: it has ended.
         """
         is_run = not lines and self._run_begins()
         entries = self._take_handles(stage, room if is_run else 1)
