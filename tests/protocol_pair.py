@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from handleipc.handles.pending import Held
@@ -44,8 +45,16 @@ class Fed:
     """A ``ChannelProtocol`` without a socket: what it is fed, writes and closes is plain data."""
 
     def __init__(
-        self, limits: Limits | None = None, *, slots: int = 99, reads: bool = True, **roles: Any
+        self,
+        limits: Limits | None = None,
+        *,
+        slots: int = 99,
+        reads: bool = True,
+        makes: bool = False,
+        **roles: Any,
     ) -> None:
+        if makes:  # handles of a run without a question about each
+            roles["maker"] = self._maker
         self.now = 0.0
         self.slots = slots
         self.closed: list[int] = []
@@ -67,6 +76,9 @@ class Fed:
             self.closed += fds
             raise Refusal(tag, f"refused {tag}")
         return Thing(self, tag, options, fds)
+
+    def _maker(self, tag: str, kind: int, options: Any) -> Callable[[int, int], Thing]:
+        return lambda fd, kind: Thing(self, tag, options, [fd])
 
     # -- in --------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from the start, a front adds its own objects, an application what it likes (nati
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -233,8 +232,7 @@ class Registry:
             raise _unknown(tag)
         owned = [FileDescriptor(fd) for fd in fds]
         try:
-            # A copy: the handles of a run came with one description, and each has its own.
-            return conversion.from_wire(copy.deepcopy((options or {}).get("details")), owned)
+            return conversion.from_wire((options or {}).get("details"), owned)
         except Exception as error:
             discard(*(one.detach() for one in owned if not one.closed))
             refusal = Refusal("kind", f"the conversion of a {tag!r} failed: {error!r}")

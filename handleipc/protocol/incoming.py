@@ -16,6 +16,7 @@ which is what a process runs out of.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -186,7 +187,8 @@ class Incoming:
         sizes = _shares(size, count)
         try:
             for i in range(self._make_run(line, fds, kinds, sizes), count):
-                one = envelope.Handle(first + i, 1, tag, messages[i], options)
+                # A conversion may keep its description, or take it apart: each has its own.
+                one = envelope.Handle(first + i, 1, tag, messages[i], copy.deepcopy(options))
                 own = [fds.pop(0)] if fds else None
                 self._take_handle(one, sizes[i], own, kinds[i : i + 1])
         finally:
@@ -208,18 +210,14 @@ class Incoming:
             return 0
         run: list[Received] = []
         try:
-            for message, fd in zip(messages[:most], fds, strict=False):
-                received: Received = (message, make(fd, kind))
+            for message in messages[:most]:
+                # Out of the list first: what is being made may have it, if a signal handler raises.
+                received: Received = (message, make(fds.pop(0), kind))
                 if type(message) is dict and "cmd" in message:
                     received = as_received(*received)
                 run.append(received)
-        except BaseException:
-            # A signal handler raised: the channel ends, and closes what was not acknowledged. What
-            # was being made may have its descriptor already.
-            del fds[len(run) : len(run) + 1]
-            raise
         finally:
-            del fds[: len(run)]
+            # Then the channel ends, too, and closes what was not acknowledged.
             self.deliveries.add_handles(run, sizes[: len(run)])
         self.news.acknowledge(line.sequence + most - 1, most)
         return most

@@ -8,6 +8,7 @@ import pytest
 
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Limits
+from handleipc.protocol import incoming
 from handleipc.protocol.channel import State
 from handleipc.protocol.staging import HANDLES_BYTES, LONGEST_TYPE
 from handleipc.wire.envelope import RUN_BYTES
@@ -217,11 +218,7 @@ def test_a_run_in_one_read_with_the_switch(lines: int) -> None:
 @pytest.mark.parametrize("made", [False, True])
 def test_no_more_of_a_run_is_acknowledged_than_was_earned(pace: int, made: bool) -> None:
     """The others wait with their descriptors, in order."""
-
-    def maker(tag: str, kind: int, options: object) -> Callable[[int, int], Thing]:
-        return lambda fd, kind: Thing(b, tag, options, [fd])
-
-    a, b = granted(), native(Limits(ready=9), maker=maker if made else None)
+    a, b = granted(), native(Limits(ready=9), makes=made)
     b.protocol.incoming.deliveries.pace = pace
     for n in range(4):
         a.send(b"%d" % n, [5 + n])
@@ -236,11 +233,7 @@ def test_no_more_of_a_run_is_acknowledged_than_was_earned(pace: int, made: bool)
 @pytest.mark.parametrize("made", [False, True])
 def test_a_run_that_lost_descriptors(arrive: int, made: bool) -> None:
     """Those that came are given; the rest is asked for, and nothing passes it."""
-
-    def maker(tag: str, kind: int, options: object) -> Callable[[int, int], Thing]:
-        return lambda fd, kind: Thing(end, tag, options, [fd])
-
-    end = native(maker=maker if made else None)
+    end = native(makes=made)
     end.feed(b'[4,1,"x",[1,2,3]]\n[0,"behind"]\n', [5, 6, 7][:arrive], lost=True)
     assert end.take() == [(n, Thing(end, "x", None, [4 + n])) for n in range(1, arrive + 1)]
     end.wait()
@@ -296,16 +289,12 @@ def test_internal_messages_of_a_run() -> None:
 
 def test_internal_messages_with_handles_in_a_run() -> None:
     """They have listeners of their own, also when nobody looks at each handle."""
-
-    def maker(tag: str, kind: int, options: object) -> Callable[[int, int], Thing]:
-        return lambda fd, kind: Thing(end, tag, options, [fd])
-
-    end = native(maker=maker)
+    end = native(makes=True)
     end.protocol.incoming.deliveries.takes_all = True
     end.feed(b'[4,1,"x",[{"cmd":"NODE_x"},2]]\n[4,3,"x",[3,4]]\n', [5, 6])
     end.feed(b"")
     assert end.protocol.state is State.CLOSED  # the second had none
-    end = native(maker=maker)
+    end = native(makes=True)
     end.protocol.incoming.deliveries.takes_all = True
     for first in (1, 3):
         end.feed(b'[4,%d,"x",[{"cmd":"NODE_x"},2]]\n' % first, [first + 4, first + 5])
@@ -379,6 +368,45 @@ def test_an_interrupted_run() -> None:
         end.feed(b'[4,1,"x",[1,2,3,4]]\n', [5, 6, 7, 8])
     assert "interrupted" in end.error
     assert sorted(end.closed) == [5, 6, 8]  # who made 7 may have it, or not
+
+
+def test_an_interruption_between_two_handles_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is made and not noted: it may be anybody's, the others are closed, and it is told."""
+    end = native(makes=True)
+    calls: list[object] = []
+
+    def as_received(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return args
+
+    monkeypatch.setattr(incoming, "as_received", as_received)
+    with pytest.raises(KeyboardInterrupt):
+        end.feed(b'[4,1,"x",[{"cmd":"a"},{"cmd":"b"},3]]\n', [5, 6, 7])
+    assert "interrupted" in end.error
+    assert sorted(end.closed) == [5, 7]
+
+
+def test_each_handle_of_a_run_has_its_own_description() -> None:
+    """A conversion may take it apart."""
+    end = native()
+    end.feed(b'[4,1,"x",[1,2],{"details":["a"]}]\n', [5, 6])
+    (_, one), (_, two) = end.take()
+    one.options["details"].clear()
+    assert two.options == {"details": ["a"]}
+
+
+@pytest.mark.parametrize("peer", ["node", "native"])
+def test_sets_of_earlier_reads_while_lines_are_left(peer: str) -> None:
+    """Few lines are taken at once: no more than the set of the last read waits for its line."""
+    end = native() if peer == "native" else Fed()
+    end.framer.reader.max_ends = 1
+    line = b"[0,1]" if peer == "native" else b"1"
+    end.feed(line[:1], [5, 6])  # a line that is unfinished, with a set
+    end.feed(line[1:] + b"\n" + line + b"\n" + line + b"\n", [7, 8])
+    assert "no line claims" in end.error
+    assert sorted(end.closed) == [5, 6, 7, 8]
 
 
 def test_an_interrupted_conversion_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
