@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 
 from handleipc.asyncio.attachment import NO_THREAD, Attachment, process_system
-from handleipc.asyncio.pace import Pace
+from handleipc.asyncio.pace import WRITE_BUDGET, Pace
 from handleipc.asyncio.reasons import why_closed
 from handleipc.exceptions import (
     ChannelClosed,
@@ -39,8 +39,6 @@ from handleipc.wire.syscalls import Refused
 
 __all__ = ["Driver", "process_system"]
 
-# Bytes written before the event loop gets its turn.
-WRITE_BUDGET = 1024 * 1024
 CLOSED, CLOSING = State.CLOSED, State.CLOSING
 # How long the end of the event loop is held up to write what is queued.
 LAST_FLUSH = 1.0
@@ -176,10 +174,11 @@ class Driver(Attachment):
 
     def _read_slice(self) -> None:
         """Read, and go on with what came, for about as long as a turn may take."""
-        self._pace.begin()
+        pace, ready = self._pace, self._protocol.incoming.ready
+        pace.begin(len(ready))
         self._read()
         self._work()
-        self._pace.end(len(self._protocol.incoming.ready))
+        pace.end(len(ready), more=self._link.has_more)
 
     def _work(self) -> None:
         """Write and give what there is, then end the channel or watch for what comes next."""
@@ -274,7 +273,7 @@ class Driver(Attachment):
             return
         self._read_again_at = None
         try:
-            batch = self._link.read(self._pace.lines)
+            batch = self._link.read(self._pace.lines, self._pace.bytes)
         except RemoteProtocolError as error:
             self._protocol.is_deaf = True
             self._protocol.abort(error)

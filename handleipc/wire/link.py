@@ -20,7 +20,7 @@ from handleipc.wire.envelope import RUN_BYTES
 from handleipc.wire.framing import MAX_ENDS, Batch, LineFramer, LongLine
 from handleipc.wire.gaps import Gaps
 from handleipc.wire.peer import peer_of, peer_pidfd
-from handleipc.wire.syscalls import Receiver, Refused, send_with_fds
+from handleipc.wire.syscalls import READ_BUDGET, Receiver, Refused, send_with_fds
 
 __all__ = ["Link"]
 
@@ -74,11 +74,11 @@ class Link:
         """Return the descriptor, borrowed; -1 once closed."""
         return self._sock.fileno()
 
-    def read(self, lines: int = MAX_ENDS) -> Batch:
-        """Read what there is, up to so many lines. Raises as ``Receiver.receive``."""
+    def read(self, lines: int = MAX_ENDS, budget: int = READ_BUDGET) -> Batch:
+        """Read up to so many lines and bytes. Raises as ``Receiver.receive``."""
         receiver = self._receiver
         self.must_go_on = self.has_more = False
-        batch = receiver.receive(self.fd, lines=lines)
+        batch = receiver.receive(self.fd, budget, lines)
         self.at_eof, self.must_go_on = receiver.at_eof, receiver.must_go_on
         self.has_more = not (receiver.drained or receiver.at_eof)
         return batch

@@ -598,11 +598,11 @@ async def test_a_write_never_waits(event_loop_name: str) -> None:
 async def test_a_turn_is_as_long_as_a_slice(
     dialect: str, taken_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flood is taken in turns of ``SLICE``, measured by what its lines cost, and others run."""
+    """A flood is taken in turns of ``LONG``, measured by what its lines cost, and others run."""
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(pace.time, "thread_time", lambda: clock.now)
     # Of a line; a reader's cost is counted by the message.
-    cost = pace.SLICE / 50
+    cost = pace.LONG / 50
     monkeypatch.setattr(pace, "READING", cost)
     async with raw_peer(dialect) as (a, peer):
         most = 0
@@ -639,7 +639,7 @@ async def test_runs_are_taken_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     async with raw_peer("native") as (a, peer):
 
         def take(message: object, handle: object) -> None:
-            clock.now += pace.SLICE / 10
+            clock.now += pace.LONG / 10
 
         a.on("message", take)
         line = b"[5,[%b]]\n" % b",".join([b"1"] * 60)
@@ -652,7 +652,7 @@ async def test_runs_are_taken_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
             if sent >= 20:
                 most = max(most, clock.now - before)
         assert a._pace.lines == 1
-        assert most < 2 * pace.SLICE * 60 / 10 + pace.SLICE / 10
+        assert most < 2 * pace.LONG * 60 / 10 + pace.LONG / 10
 
 
 def test_acknowledgements_are_linear() -> None:
@@ -714,21 +714,3 @@ async def test_the_log_is_bounded(attack: str, caplog: pytest.LogCaptureFixture)
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) <= 3
     assert all(len(text) <= 300 for text in texts)
-
-
-def test_a_turn_takes_no_more_lines_than_the_report_has_room(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Whatever was taken before: the C core writes as many ends as it is told to."""
-    clock = types.SimpleNamespace(now=0.0)
-    monkeypatch.setattr(pace.time, "thread_time", lambda: clock.now)
-    for taken in (1, 2, 7, 3000, 4095, 4096):
-        one = pace.Pace()
-        one.begin()
-        one.taken = taken
-        clock.now += 1
-        one.end(0)
-        for _ in range(20):
-            one.begin()
-            one.end(0)
-            assert 1 <= one.lines <= pace.MAX_ENDS
