@@ -386,8 +386,9 @@ class Channel(Sender):
         warnings, protocol.peer.warnings = protocol.peer.warnings, []
         for text in warnings:
             throttle.warning("stray reply", "%r %s", self, text)
-        errors, protocol.incoming.errors = protocol.incoming.errors, []
-        for error in errors:
+        errors = protocol.incoming.errors
+        while errors:
+            error = errors.pop(0)
             if not self._emit("error", error):
                 throttle.warning(f"error {type(error).__name__}", "%r: %s", self, error)
 

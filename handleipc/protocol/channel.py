@@ -148,7 +148,7 @@ class ChannelProtocol:
         if stage is not None and (stage.offset or stage.is_control):
             return stage
         incoming = self.incoming
-        if incoming.news.is_due or incoming.replies.lines or not outgoing.native:
+        if incoming.news.is_due or incoming.node.replies.lines or not outgoing.native:
             control = self._control()
             if control is not None:
                 outgoing.park()
@@ -246,14 +246,14 @@ class ChannelProtocol:
         incoming, outgoing = self.incoming, self.outgoing
         switches = self.peer.may_switch and not outgoing.native and outgoing.node.entry is None
         speaks = self.peer.may_switch and (switches or incoming.news.is_due)
-        if not (speaks or incoming.replies.lines):
+        if not (speaks or incoming.node.replies.lines):
             return None
         lines = []
         if speaks:
             if switches:
                 self._switch()
             lines.append(incoming.news.take({"native": VERSION} if switches else {}))
-        lines += incoming.replies.take()
+        lines += incoming.node.replies.take()
         stage = Stage(b"".join(lines), is_control=True)
         stage.marks.append((len(stage.data), incoming.deliveries.control_staged()))
         return stage
@@ -455,7 +455,7 @@ class ChannelProtocol:
                 self.incoming.on_ask_time()
                 self.incoming.pump()
             case Timer.NACK:
-                self.incoming.on_nack_time()
+                self.incoming.node.on_nack_time()
             case Timer.HELLO:
                 self.outgoing.hold_native_only = False
             case Timer.BUSY:

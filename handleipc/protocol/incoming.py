@@ -20,14 +20,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from handleipc.exceptions import HandleError, RemoteProtocolError
+from handleipc.exceptions import HandleError
 from handleipc.handles.refusal import Check, Convert, Maker, Refusal, accept_any, make_none
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.credit import Credit
 from handleipc.protocol.deliveries import MESSAGE_COST, Deliveries, Internal, Received, as_received
 from handleipc.protocol.lost import HeldLine, HeldLines, Lost
 from handleipc.protocol.news import News
-from handleipc.protocol.node import Replies
+from handleipc.protocol.node import NodeHandles
 from handleipc.protocol.pairing import Pairing
 from handleipc.protocol.timers import Timers
 from handleipc.system import System
@@ -82,13 +82,21 @@ class Incoming:
         """Messages that the application may take."""
 
         # What is due to be said.
-        self.replies = Replies(limits, system, timers)
+        self.errors: list[Exception] = []
+        """Faults that cost one handle and not the channel, for the ``error`` event."""
+        self.node = NodeHandles(
+            limits,
+            system,
+            timers,
+            convert=convert,
+            deliveries=self.deliveries,
+            pairing=self.pairing,
+            errors=self.errors,
+        )
         self.credit = Credit(limits, gave.descriptors, gave.bytes)
         self.news = News(self.credit, self.lost, self._granted_from)
         self.wants_more = False
         """Whether a local wait needs us to go on reading although nobody takes what comes."""
-        self.errors: list[Exception] = []
-        """Faults that cost one handle and not the channel, for the ``error`` event."""
 
     @property
     def is_clear(self) -> bool:
@@ -245,6 +253,19 @@ class Incoming:
         elif fds is None:
             self.lost.open(item)
 
+    def node_handle(
+        self, tag: str, message: JSON, options: Options | None, at: int, size: int
+    ) -> None:
+        """Take a NODE_HANDLE line, unwrapped, which begins at stream offset ``at``.
+
+        Raises:
+            RemoteProtocolError: the peer does not wait for our replies.
+        """
+        item = HeldLine(size, message, 0, 1, tag, options)
+        if self.node.take(item, at):
+            self.held.append(item)
+            self._drain_held()
+
     def again(self, line: envelope.Again) -> None:
         """Take ``[3,s,f]``, descriptors we asked for. Raises RemoteProtocolError if we did not."""
         fds, kinds = self.pairing.claim(line.fds)
@@ -254,69 +275,6 @@ class Incoming:
         finally:
             if not used:
                 self._close(fds)
-
-    # -- lines of the node dialect ---------------------------------------------------------------
-
-    def node_handle(
-        self, tag: str, message: JSON, options: Options | None, at: int, size: int
-    ) -> None:
-        """Take a NODE_HANDLE line, unwrapped: exactly one reply is due for it.
-
-        Raises:
-            RemoteProtocolError: the peer does not wait for our replies.
-        """
-        self.replies.check_room()
-        found = self.pairing.front_set(at)
-        if found is None or (not found.fds and not found.truncated):
-            self._reject("the peer sent a handle without its descriptor")
-            return
-        if self.closing or len(found.fds) != 1:
-            lost = found.truncated and not self.closing and not found.fds
-            self._close(found.fds)
-            if lost:
-                if self.replies.nack_when_free():
-                    self._report_lost()
-            elif self.closing:
-                self.replies.nack()
-            else:
-                self._reject(f"the peer sent a handle with {len(found.fds)} descriptors")
-            return
-        self.held.append(HeldLine(size, message, 0, 1, tag, options, found.fds, found.kinds))
-        self.replies.postponed += 1
-        self._drain_held()
-
-    def _release_node_handle(self, item: HeldLine) -> bool:
-        """Acknowledge a handle at its arrival, as Node does; but no more than a window of them.
-
-        The peer sends no other before its ACK, and reading goes on meanwhile.
-        """
-        fds = item.fds
-        assert fds is not None
-        deliveries = self.deliveries
-        if deliveries.waiting_descriptors >= self._limits.window and not deliveries.takes_all:
-            return False
-        try:
-            handle = self._convert(item.tag, item.options, fds, item.kinds)
-        except Refusal as refusal:
-            self._reject(str(refusal), refusal)
-        else:
-            self.replies.ack()
-            deliveries.add_handle(as_received(item.message, handle), item.size)
-        self.replies.postponed -= 1
-        return True
-
-    def on_nack_time(self) -> None:
-        """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
-        if self.replies.on_time():
-            self._report_lost()
-
-    def _report_lost(self) -> None:
-        why = "a descriptor was lost: this process has no free slot (RLIMIT_NOFILE); asked again"
-        self.errors.append(RemoteProtocolError(why))
-
-    def _reject(self, why: str, error: Exception | None = None) -> None:
-        self.errors.append(error or RemoteProtocolError(why))
-        self.replies.nack()
 
     # -- handles without descriptors -------------------------------------------------------------
 
@@ -375,7 +333,7 @@ class Incoming:
             elif not item.sequence:
                 if item.fds is None:
                     self._release_plain(item)
-                elif not self._release_node_handle(item):
+                elif not self.node.release(item):
                     return
             elif item.fds is None or not (
                 self.deliveries.may_add_handle(item.n_fds)
@@ -433,19 +391,16 @@ class Incoming:
             if item.sequence:
                 self._refuse(item, "closing")
             elif item.fds is not None:
-                self._close(item.fds)
-                item.fds, item.is_refused = None, True
-                self.replies.postponed -= 1
-                self.replies.nack()
+                self.node.refuse(item)
         self.lost.close()
         self._drain_held()  # messages among them have arrived, and stay readable
         self.closing = True
-        self.replies.close()
+        self.node.close()
 
     @property
     def settled(self) -> bool:
         """Whether nothing more is to be said or released."""
-        return self.deliveries.settled and self.replies.settled and not self.news.is_owed
+        return self.deliveries.settled and self.node.settled and not self.news.is_owed
 
     def settle(self, *, deliver_unacked: bool) -> None:
         """Nothing more comes: give what arrived whole, close what is not ours.

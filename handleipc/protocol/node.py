@@ -1,19 +1,23 @@
 """Node's dialect of handles: one in flight each way, and one ACK or NACK for each.
 
-``NodeSlot`` is the one this end may have unanswered; ``Replies`` is what the peer hears of its own,
-in order. Says when; what a handle deserves is decided in ``incoming``.
+``NodeSlot`` is the one this end may have unanswered; ``NodeHandles`` are the peer's own, and
+``Replies`` what it hears of them, in order.
 """
 
 from __future__ import annotations
 
 from handleipc.exceptions import RemoteProtocolError
+from handleipc.handles.refusal import Convert, Refusal
 from handleipc.limits import Limits
+from handleipc.protocol.deliveries import Deliveries, as_received
+from handleipc.protocol.lost import HeldLine
+from handleipc.protocol.pairing import Pairing
 from handleipc.protocol.stages import Entry, EntryState
 from handleipc.protocol.timers import Timer, Timers
 from handleipc.system import System
 from handleipc.wire import envelope
 
-__all__ = ["PEER_SPEAKS_NODE", "NodeSlot", "Replies"]
+__all__ = ["PEER_SPEAKS_NODE", "NodeHandles", "NodeSlot", "Replies"]
 
 PEER_SPEAKS_NODE = "the peer speaks the node dialect, which has no word for this kind of handle"
 
@@ -40,7 +44,7 @@ class Replies:
         self._since = self._pause = 0.0
 
     def check_room(self) -> None:
-        """A handle has come.
+        """Refuse a handle if too many replies wait.
 
         Raises:
             RemoteProtocolError: the peer does not wait for our replies.
@@ -49,11 +53,11 @@ class Replies:
             raise RemoteProtocolError("the peer sends handles without waiting for the replies")
 
     def ack(self) -> None:
-        """The handle is ours."""
+        """Queue an ACK: the handle is ours."""
         self.lines.append(envelope.ACK)
 
     def nack(self) -> None:
-        """It is not, and the peer may send it again."""
+        """Queue a NACK: the handle is not ours, and the peer may send it again."""
         self.lines.append(envelope.NACK)
 
     def nack_when_free(self) -> bool:
@@ -87,9 +91,136 @@ class Replies:
         return not (self.lines or self.postponed or Timer.NACK in self._timers.running)
 
     def close(self) -> None:
-        """This end disconnects: what waited for room is said at once."""
+        """Say at once what waited for a free slot: this end disconnects."""
         if self._timers.stop(Timer.NACK):
             self.nack()
+
+
+class NodeHandles:
+    """Handles of a node-dialect peer: exactly one reply is due for each.
+
+    They wait for room among ``incoming``'s other lines, in stream order.
+
+    Args:
+        limits, system, timers: of the channel.
+        convert: makes a handle of descriptors, or raises ``Refusal``.
+        deliveries: where what is acknowledged goes.
+        pairing: says which descriptors belong to a line.
+        errors: where faults are noted that cost one handle.
+    """
+
+    __slots__ = (
+        "_close_one",
+        "_closing",
+        "_convert",
+        "_deliveries",
+        "_errors",
+        "_pairing",
+        "_window",
+        "replies",
+    )
+
+    def __init__(
+        self,
+        limits: Limits,
+        system: System,
+        timers: Timers,
+        *,
+        convert: Convert,
+        deliveries: Deliveries,
+        pairing: Pairing,
+        errors: list[Exception],
+    ) -> None:
+        self._window = limits.window
+        self._close_one = system.close
+        self._convert = convert
+        self._deliveries = deliveries
+        self._pairing = pairing
+        self._errors = errors
+        self._closing = False
+        self.replies = Replies(limits, system, timers)
+
+    def take(self, item: HeldLine, at: int) -> bool:
+        """Take a handle whose line begins at stream offset ``at``, and claim its descriptor.
+
+        Returns:
+            Whether it is to wait for ``release``. If not, it has had its reply.
+
+        Raises:
+            RemoteProtocolError: the peer does not wait for our replies.
+        """
+        self.replies.check_room()
+        found = self._pairing.front_set(at)
+        if found is None or not (found.fds or found.truncated):
+            self._reject("the peer sent a handle without its descriptor")
+            return False
+        if len(found.fds) == 1 and not self._closing:
+            item.fds, item.kinds = found.fds, found.kinds
+            self.replies.postponed += 1
+            return True
+        self._close(found.fds)
+        if self._closing:
+            self.replies.nack()
+        elif found.fds:
+            self._reject(f"the peer sent a handle with {len(found.fds)} descriptors")
+        elif self.replies.nack_when_free():
+            self._report_lost()
+        return False
+
+    def release(self, item: HeldLine) -> bool:
+        """Acknowledge a handle at its arrival, as Node does; but no more than a window of them.
+
+        The peer sends no other before its ACK, and reading goes on meanwhile. Returns whether it
+        has had its reply.
+        """
+        fds = item.fds
+        assert fds is not None
+        deliveries = self._deliveries
+        if deliveries.waiting_descriptors >= self._window and not deliveries.takes_all:
+            return False
+        try:
+            handle = self._convert(item.tag, item.options, fds, item.kinds)
+        except Refusal as refusal:
+            self._reject(str(refusal), refusal)
+        else:
+            self.replies.ack()
+            deliveries.add_handle(as_received(item.message, handle), item.size)
+        self.replies.postponed -= 1
+        return True
+
+    def refuse(self, item: HeldLine) -> None:
+        """Give a waiting handle back to its sender; its place in the order goes on without it."""
+        self._close(item.fds)
+        item.fds, item.is_refused = None, True
+        self.replies.postponed -= 1
+        self.replies.nack()
+
+    @property
+    def settled(self) -> bool:
+        """Whether no reply is due, now or later."""
+        return self.replies.settled
+
+    def on_nack_time(self) -> None:
+        """Send the NACK of a lost descriptor, if there is a free slot for the next try."""
+        if self.replies.on_time():
+            self._report_lost()
+
+    def close(self) -> None:
+        """This end disconnects: refuse what still comes."""
+        self._closing = True
+        self.replies.close()
+
+    def _report_lost(self) -> None:
+        why = "a descriptor was lost: this process has no free slot (RLIMIT_NOFILE); asked again"
+        self._errors.append(RemoteProtocolError(why))
+
+    def _reject(self, why: str, error: Exception | None = None) -> None:
+        self._errors.append(error or RemoteProtocolError(why))
+        self.replies.nack()
+
+    def _close(self, fds: list[int] | None) -> None:
+        for fd in fds or ():
+            self._close_one(fd)
 
 
 class NodeSlot:
@@ -105,12 +236,12 @@ class NodeSlot:
         """Whether it is to leave again, after a pause."""
 
     def put(self, entry: Entry) -> None:
-        """This handle is written next."""
+        """Take the handle that is written next."""
         self.entry = entry
         self.nacks = 0
 
     def clear(self) -> None:
-        """It has ended, or went back to the queue."""
+        """Forget the handle: it has ended, or went back to the queue."""
         self.entry, self.is_refused = None, False
         self._timers.stop(Timer.RESEND)
 
