@@ -23,6 +23,7 @@ from handleipc.protocol.channel import ChannelProtocol, State
 from handleipc.protocol.stages import Entry, EntryState
 from handleipc.system import InFlight, System
 from handleipc.wire.framing import DescriptorSet, LineFramer
+from handleipc.wire.syscalls import Refused
 from tests.protocol_pair import take_one
 
 ENDLESS = 1e9
@@ -114,7 +115,7 @@ class End:
         self.shut_writing = False
         self.reads = True
         self.has_earned = False  # somebody read here, or something waited for the peer
-        protocol.before_settling = self.shut_down_reading
+        protocol.hooks.settling = self.shut_down_reading
 
     def shut_down_reading(self) -> None:
         """No acknowledgement that the peer has not written yet arrives any more."""
@@ -140,9 +141,7 @@ class World:
         }
         for name, end in self.ends.items():
             end.reads = name not in scenario.late
-            end.protocol.outgoing.window.resends.peer_has_read = partial(
-                self._is_read, self.other(name)
-            )
+            end.protocol.hooks.peer_has_read = partial(self._is_read, self.other(name))
         for name, script in scenario.scripts.items():
             for kind, number in script:
                 if kind == "h":
@@ -317,7 +316,7 @@ class World:
     def _do_leave(self, end: End, size: int) -> None:
         """The reader is cancelled, and a turn ends; perhaps another comes, later."""
         self.now_used += 1
-        end.protocol.incoming.deliveries.turn_ended(is_waited_for=False)
+        end.protocol.incoming.deliveries.begin_turn(reader_waits=False)
         end.reads = bool(self.now_used % 2)
 
     def _do_want(self, end: End, size: int) -> None:
@@ -332,7 +331,7 @@ class World:
         """A turn of the loop: its sends are awaited, or are not any more."""
         self.now_used += 1
         protocol = end.protocol
-        protocol.incoming.deliveries.turn_ended(is_waited_for=False)
+        protocol.incoming.deliveries.begin_turn(reader_waits=False)
         waits = bool(protocol.outgoing.waiting_descriptors) and self.now_used % 3 > 0
         protocol.watch_waits(for_peer=waits, for_kernel=False)
         protocol.incoming.wants_more = waits
@@ -346,13 +345,13 @@ class World:
             return
         peer = self.ends[self.other(end.name)]
         if self.is_gone(peer) or peer.shut_reading:
-            protocol.write_failed()
-            self._end(end, protocol.receive_eof)
+            protocol.wrote(BrokenPipeError())
+            self._end(end, protocol.end)
             return
         room = self.scenario.capacity - sum(len(data) for data, _ in self.pipes[peer.name])
         fds = stage.fds if not stage.offset else []
         if fds and self.in_flight() > self.scenario.in_flight:
-            protocol.write_refused()
+            protocol.wrote(Refused.IN_FLIGHT)
             return
         if room <= 0:
             return
@@ -397,11 +396,11 @@ class World:
         return data, [DescriptorSet(got, [0] * len(got), start, end.received, lost)]
 
     def _do_eof(self, end: End, size: int) -> None:
-        end.protocol.receive_eof()
+        end.protocol.end()
 
     def _do_reap(self, end: End, size: int) -> None:
         """The peer's process is known to be dead, though a copy of its socket lives on."""
-        self._end(end, partial(end.protocol.receive_eof, peer_is_dead=True))
+        self._end(end, partial(end.protocol.end, peer_is_dead=True))
 
     def _do_tick(self, end: End, size: int) -> None:
         self.now = max(self.now, end.protocol.deadline() or 0)
@@ -423,7 +422,7 @@ class World:
         end.protocol.disconnect(ENDLESS)
 
     def _do_abort(self, end: End, size: int) -> None:
-        self._end(end, partial(end.protocol.abort, LocalProtocolError("aborted")))
+        self._end(end, partial(end.protocol.end, LocalProtocolError("aborted")))
 
     def _end(self, end: End, settle: Callable[[], None]) -> None:
         """The order of every end: shut the reading side down, read to the end, settle."""
@@ -459,9 +458,9 @@ class World:
             else:
                 end.back.append((number, "in doubt"))
         if protocol.finished:
-            self._end(end, protocol.finish)
+            self._end(end, partial(protocol.end, politely=True))
         elif protocol.give_up is not None and protocol.state is not State.CLOSED:
-            self._end(end, partial(protocol.abort, protocol.give_up))
+            self._end(end, partial(protocol.end, protocol.give_up))
         if protocol.state is State.CLOSED and end.open:
             self._close_socket(end)
 

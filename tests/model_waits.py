@@ -60,7 +60,7 @@ class Waiting(World):
         out, kind = end.protocol.outgoing, self.waits[end.name]
         if kind in ("H", "M"):
             return end.entries[-1].state is not EntryState.ENDED
-        return (kind == "F" and not out.idle) or (kind == "D" and out.is_above_water())
+        return (kind == "F" and not out.idle) or (kind == "D" and out.is_above_water)
 
     def _do_turn(self, end: End, size: int) -> None:
         """As the asyncio layer's: say what waits, pump, find out who need not wait any more."""
@@ -68,7 +68,7 @@ class Waiting(World):
         if not self._still_waits(end):
             self.waits[end.name] = ""
         kind = self.waits[end.name]
-        deliveries.turn_ended(is_waited_for=end.reads)
+        deliveries.begin_turn(reader_waits=end.reads)
         end.has_earned |= bool(kind) or end.reads
         protocol.watch_waits(for_peer=kind in FOR_PEER, for_kernel=kind == "M")
         protocol.incoming.wants_more = bool(kind)

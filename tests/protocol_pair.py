@@ -22,7 +22,7 @@ SWITCH = b'{"cmd":"NODE_HANDLEIPC","native":2,"ack":0,"descriptors":8,"bytes":10
 
 def take_one(deliveries: Deliveries) -> Received:
     """Take the next message, as a listener gets them."""
-    return deliveries.take_urgent() if deliveries.urgent else deliveries.take()
+    return deliveries.take(urgent=bool(deliveries.urgent))
 
 
 class Thing:
@@ -97,7 +97,7 @@ class Fed:
     def end_if_asked(self) -> None:
         """End the channel as a driver does that is asked to, with nothing left to read."""
         if self.protocol.give_up is not None:
-            self.protocol.abort(self.protocol.give_up)
+            self.protocol.end(self.protocol.give_up)
 
     # -- out -------------------------------------------------------------------------------------
 

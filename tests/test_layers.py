@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,12 @@ LAYERS = [
     {"handles.kinds"},
     {"handles.registry"},
     # protocol
-    {"protocol.deliveries", "protocol.credit", "protocol.pairing", "protocol.timers"},
-    {"protocol.lost", "protocol.resends", "protocol.stages"},
+    {"protocol.credit", "protocol.front", "protocol.pairing", "protocol.timers"},
+    {"protocol.deliveries", "protocol.lost", "protocol.resends", "protocol.stages"},
     {"protocol.news", "protocol.node", "protocol.sendqueue", "protocol.window"},
     {"protocol.staging"},
     {"protocol.incoming", "protocol.outgoing"},
-    {"protocol.dispatch"},
+    {"protocol.dispatch", "protocol.waits", "protocol.writes"},
     {"protocol.channel"},
     # the socket, which only fronts touch
     {"wire.gaps", "wire.peer"},
@@ -152,12 +153,79 @@ def test_each_file_says_what_it_is(name: str, path: Path) -> None:
     assert len(text.splitlines()) <= 500, f"{path} is too long"
 
 
+# What a front may know of ``protocol.channel.ChannelProtocol``, and what of the rest of its wing.
+VERBS = {
+    *("received", "wrote", "next_stage", "want_read", "deadline", "on_deadline"),
+    *("send", "withdraw", "take", "take_all", "set_taker", "begin_turn", "watch_waits"),
+    *("disconnect", "end"),
+}
+VALUES = {
+    *("state", "error", "ended_here", "give_up", "finished", "is_deaf", "dialect", "limits"),
+    *("was_opened", "peer_is_native", "may_become_native", "idle", "lost_something"),
+    *("is_above_water", "handles_out", "nobody_reads", "is_waited_for"),
+    "may_go_on",
+}
+EVENTS = {"ready", "urgent", "outcomes", "faults", "hooks"}
+TYPES = {
+    "protocol.channel": {"ChannelProtocol", "State"},
+    "protocol.deliveries": {"Internal", "Received"},
+    "protocol.node": {"PEER_SPEAKS_NODE"},
+    "protocol.stages": {"LATE_SIZE", "Entry", "EntryState", "Late"},
+}
+FRONTS = [m for m in MODULES if m[0].startswith(("asyncio.", "blocking"))]
+
+
+def uses_of_a_protocol(path: Path) -> Iterator[tuple[str, str, bool]]:
+    """Yield each name that a module asks a protocol for, the next one behind it, and if it calls.
+
+    The protocol is ``self._protocol``, or a variable or argument of the name ``protocol``.
+    """
+    tree = ast.parse(path.read_text())
+    outer = {id(node.value): node for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        whole = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+        if whole in {"self._protocol", "protocol"} and (use := outer.get(id(node))):
+            behind = outer.get(id(use))
+            yield use.attr, behind.attr if behind else "", id(use) in called
+
+
+@pytest.mark.parametrize(("name", "path"), FRONTS, ids=[name for name, _ in FRONTS])
+def test_fronts_keep_to_the_boundary(name: str, path: Path) -> None:
+    """They call fifteen verbs of a protocol, look at values and events, and reach no further."""
+    if name in {"asyncio.adoption", "asyncio.streams"}:
+        return  # a protocol there is one of the event loop's
+    for use, behind, is_called in uses_of_a_protocol(path):
+        assert use in VERBS | VALUES | EVENTS, f"{name} asks a protocol for {use!r}"
+        assert is_called == (use in VERBS), f"{name}: {use!r}"
+        if use in VALUES - {"limits", "state"}:
+            assert not behind, f"{name} reaches through {use!r} for {behind!r}"
+
+
+def test_the_boundary_is_as_narrow_as_it_is_said_to_be() -> None:
+    """Each of the names is used, and of the other modules fronts know data alone."""
+    used = {use for _, path in FRONTS for use, _, _ in uses_of_a_protocol(path)}
+    assert VERBS | VALUES | EVENTS <= used
+    assert len(VERBS) == 15
+    for name, path in FRONTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(
+                "handleipc.protocol"
+            ):
+                module = str(node.module).removeprefix("handleipc.")
+                assert {alias.name for alias in node.names} <= TYPES.get(module, set()), name
+
+
 def test_the_test_finds_a_slip(tmp_path: Path) -> None:
     """The net is tested too: an upward import would be seen."""
     slip = tmp_path / "framing.py"
     slip.write_text("from handleipc.protocol.channel import State\n")
     with pytest.raises(AssertionError):
         test_imports_point_down("wire.framing", slip)
+    for reach in ("incoming.pump()", "state()", "dialect.name", "take"):
+        slip.write_text(f"class A:\n    def a(self):\n        self._protocol.{reach}\n")
+        with pytest.raises(AssertionError):
+            test_fronts_keep_to_the_boundary("asyncio.driver", slip)
 
 
 assert sys.version_info >= (3, 11)

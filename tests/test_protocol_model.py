@@ -5,19 +5,23 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from handleipc.protocol import incoming, staging
 from handleipc.protocol.channel import ChannelProtocol, State
 from handleipc.protocol.deliveries import Deliveries, Received
+from handleipc.protocol.front import Faults
 from handleipc.protocol.incoming import Incoming
 from handleipc.protocol.lost import HeldLines, Lost
 from handleipc.protocol.outgoing import Outgoing
 from handleipc.protocol.pairing import Pairing
 from handleipc.protocol.stages import Entry
 from handleipc.protocol.staging import NativeStages
+from handleipc.protocol.waits import Waits
 from handleipc.protocol.window import Window
+from handleipc.protocol.writes import Writes
 from tests import model_waits
 from tests.model_kernel import End, Violation, World, run_random
 
@@ -85,7 +89,14 @@ def give_before_the_ack_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settle_without_reading_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChannelProtocol, "write_failed", ChannelProtocol.receive_eof)
+    refused = Writes._refused
+
+    def settle(self: Writes, why: Any) -> Any:
+        if isinstance(why, ConnectionError):
+            self._give_up.__self__.end()  # type: ignore[attr-defined]
+        return refused(self, why)
+
+    monkeypatch.setattr(Writes, "_refused", settle)
 
 
 def deliver_unacknowledged_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +176,8 @@ def put_data_before_control(monkeypatch: pytest.MonkeyPatch) -> None:
 def acknowledge_before_anybody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     init = Deliveries.__init__
 
-    def trusting(self: Deliveries, ready: int) -> None:
-        init(self, ready)
+    def trusting(self: Deliveries, ready: int, faults: Faults) -> None:
+        init(self, ready, faults)
         self.pace = ready
 
     monkeypatch.setattr(Deliveries, "__init__", trusting)
@@ -359,12 +370,12 @@ def test_waiting_runs_are_not_empty() -> None:
 
 
 def patch_watch(monkeypatch: pytest.MonkeyPatch, change: Callable[..., dict[str, bool]]) -> None:
-    watch = ChannelProtocol.watch_waits
+    watch = Waits.watch
 
-    def changed(self: ChannelProtocol, **waits: bool) -> bool:
+    def changed(self: Waits, **waits: bool) -> bool:
         return watch(self, **change(self, **waits))
 
-    monkeypatch.setattr(ChannelProtocol, "watch_waits", changed)
+    monkeypatch.setattr(Waits, "watch", changed)
 
 
 def waiting_earns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +401,7 @@ def nobody_is_ever_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def only_native_ends_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     patch_watch(
         monkeypatch,
-        lambda self, **waits: {k: on and self.incoming.native for k, on in waits.items()},
+        lambda self, **waits: {k: on and self._incoming.native for k, on in waits.items()},
     )
 
 

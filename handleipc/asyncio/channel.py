@@ -76,6 +76,7 @@ class Channel(Sender):
         self._reader: asyncio.Future[None] | None = None
         self._wants_all = False
         self._takers_changed = True
+        self._listens_internal = False
         self._disconnect_emitted = False
 
     @classmethod
@@ -164,11 +165,10 @@ class Channel(Sender):
         return self
 
     async def __anext__(self) -> Message:
-        incoming = self._protocol.incoming
         if (
-            incoming.ready
-            and incoming.deliveries.holds_back
+            self._protocol.ready
             and self._reader is None
+            and not self._takers_changed
             and not self._has_listeners("message")
             and running_loop() is self._loop
             and self._thread != NO_THREAD
@@ -196,7 +196,7 @@ class Channel(Sender):
                 return
             finally:
                 self._wants_all, self._takers_changed = False, True
-            batch = self._protocol.incoming.deliveries.take_ready()
+            batch = self._protocol.take_all()
             self._say_who_takes()
             self._taken()
             yield batch
@@ -249,49 +249,44 @@ class Channel(Sender):
             raise ChannelBusy("a 'message' listener takes the messages of this channel: remove it")
         if self._reader is not None:
             raise ChannelBusy("another recv() or iteration waits for the next message already")
-        incoming = self._protocol.incoming
+        protocol = self._protocol
         if self._takers_changed:
             # A listener has gone since the last turn: what was its own is not for a reader.
             self._say_who_takes()
-        incoming.deliveries.reader_came()
-        while not incoming.ready:
+        while not protocol.ready:
             if self._is_closed:
-                if isinstance(self._protocol.error, RemoteProtocolError):
-                    raise self._protocol.error
+                if isinstance(protocol.error, RemoteProtocolError):
+                    raise protocol.error
                 raise self._why_closed()
             self._reader = self._loop.create_future()
-            incoming.deliveries.found_nothing()
             try:
-                if incoming.held or not self._is_reading:
+                if not self._turn_scheduled and (protocol.may_go_on or not self._is_reading):
                     self._turn()
                 elif self._takers_changed:
                     self._say_who_takes()
-                if not incoming.ready and not self._is_closed:
+                if not protocol.ready and not self._is_closed:
                     await self._reader
             finally:
                 self._reader = None
 
     def _take(self) -> Message:
-        received = self._protocol.incoming.deliveries.take()
+        received = self._protocol.take()
         self._taken()
         return received
 
     def _taken(self) -> None:
         """Something was taken, which makes room: a turn, if that lets anything go on."""
-        incoming = self._protocol.incoming
-        if incoming.held or incoming.news.grants or not self._is_reading:
+        if self._protocol.may_go_on or not self._is_reading:
             self._schedule_turn()
 
     def _say_who_takes(self) -> None:
-        """Tell the protocol, after a ``"message"`` listener came or went, or ``batches`` waits."""
+        """Tell the protocol, after a listener came or went, or ``batches`` waits."""
         self._takers_changed = False
-        deliveries = self._protocol.incoming.deliveries
-        listened = bool(self._listeners.get("message"))
-        if listened is deliveries.holds_back:
-            deliveries.hold_back(not listened)
-        deliveries.takes_all = listened or self._wants_all
-        if listened:
-            deliveries.reader_came()
+        self._protocol.set_taker(
+            listens=bool(self._listeners.get("message")),
+            takes_all=self._wants_all,
+            listens_internal=self._listens_internal,
+        )
 
     def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
         self._refuse_copy()
@@ -306,13 +301,12 @@ class Channel(Sender):
 
     def _deliver(self) -> bool:
         """Give listeners what is ready; returns whether anything was given."""
-        deliveries = self._protocol.incoming.deliveries
-        listeners = self._listeners
-        ready, urgent = deliveries.ready, deliveries.urgent
+        protocol, listeners = self._protocol, self._listeners
+        ready, urgent = protocol.ready, protocol.urgent
         given = False
         while urgent or (ready and listeners.get("message")):
             given = True
-            self._give(deliveries.take_urgent() if urgent else deliveries.take())
+            self._give(protocol.take(urgent=bool(urgent)))
         if ready:
             self._wake_reader()
         return given
@@ -332,65 +326,47 @@ class Channel(Sender):
     # -- what the driver asks --------------------------------------------------------------------
 
     def _begin_turn(self) -> None:
-        deliveries = self._protocol.incoming.deliveries
-        if deliveries.was_taken or deliveries.waiting_descriptors:
-            deliveries.turn_ended(is_waited_for=self._reader is not None)
+        self._protocol.begin_turn(reader_waits=self._reader is not None)
 
     def _prepare(self) -> None:
-        if self._takers_changed:
-            self._say_who_takes()
         lists = self.lists
-        self._protocol.incoming.listens_internal = bool(
+        listens_internal = bool(
             lists.sent_lists or lists.received_lists or self._listeners.get("internal_message")
         )
+        if self._takers_changed or listens_internal is not self._listens_internal:
+            self._listens_internal = listens_internal
+            self._say_who_takes()
         if lists.reports:
             lists.flush_reports()
 
     def _exchange(self) -> bool:
         protocol = self._protocol
-        incoming, outgoing = protocol.incoming, protocol.outgoing
-        deliveries = incoming.deliveries
         given = False
-        if outgoing.outcomes:
+        if protocol.outcomes:
             self._report_outcomes()
-        # Only for what is still waited for, now that all was written that could be.
-        waits = self._is_waited_for
-        if waits or protocol.is_waited_for:
-            given = self._watch_waits()
-        if deliveries.ready or deliveries.urgent:
-            given = self._deliver() or given
-        if protocol.has_faults:
+        if protocol.ready or protocol.urgent:
+            given = self._deliver()
+        if protocol.faults or self._faults:
             self._report_faults()
-        if waits:
-            self._wake_waiters()
-        if waits or incoming.wants_more:
-            given = self._ask_for_more() or given
+        # Only for what is still waited for, now that all was written that could be: a send that
+        # need not wait must not open the gates.
+        if self._is_waited_for or protocol.is_waited_for:
+            given = self._watch_waits() or given
         return given
-
-    def _ask_for_more(self) -> bool:
-        """Let the peer send on while somebody here still waits. Returns whether it is to be told.
-
-        Only once what could be written was: a send that need not wait must not open the gates.
-        """
-        incoming = self._protocol.incoming
-        wanted, incoming.wants_more = incoming.wants_more, self._is_waited_for
-        return incoming.wants_more and not wanted and incoming.native and incoming.news.grants
 
     # -- telling ---------------------------------------------------------------------------------
 
     def _report_faults(self) -> None:
-        protocol = self._protocol
-        for failed in (protocol.outgoing.queue.failed, protocol.incoming.deliveries.failed):
-            while failed:
-                self._report_close(*failed.pop(0))
-        warnings, protocol.peer.warnings = protocol.peer.warnings, []
-        for text in warnings:
-            throttle.warning("stray reply", "%r %s", self, text)
-        errors = protocol.incoming.errors
-        while errors:
-            error = errors.pop(0)
-            if not self._emit("error", error):
-                throttle.warning(f"error {type(error).__name__}", "%r: %s", self, error)
+        faults = self._protocol.faults
+        while faults.closes:
+            self._report_close(*faults.closes.pop(0))
+        while faults.warnings:
+            throttle.warning("stray reply", "%r %s", self, faults.warnings.pop(0))
+        for errors in (faults.errors, self._faults):
+            while errors:
+                error = errors.pop(0)
+                if not self._emit("error", error):
+                    throttle.warning(f"error {type(error).__name__}", "%r: %s", self, error)
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -400,7 +376,7 @@ class Channel(Sender):
             steps.callback(self._tell_the_end)
             steps.callback(self._wake_reader)
             steps.callback(self._give_what_is_left)
-            steps.callback(self._wake_waiters)
+            steps.callback(self._end_waits)
             steps.callback(self._report_faults)
             steps.callback(self.lists.ended)
             steps.callback(self._report_outcomes)

@@ -170,7 +170,7 @@ class Child(Channel):
             TimeoutError: ``timeout`` passed.
         """
         self._check_use()
-        if self._protocol.peer.was_opened:
+        if self._protocol.was_opened:
             return
         if self._is_closed:
             raise self._why_closed()
@@ -224,12 +224,12 @@ class Child(Channel):
             close_quietly(fd)
 
     def _exchange(self) -> bool:
-        if self._openers and self._protocol.peer.was_opened:
+        if self._openers and self._protocol.was_opened:
             self._openers.wake()
         return super()._exchange()
 
     def _closed(self) -> None:
-        if self._protocol.peer.was_opened:
+        if self._protocol.was_opened:
             self._openers.wake()
         else:
             self._openers.fail(self._why_closed)
@@ -268,7 +268,7 @@ class Child(Channel):
             self._exit_wait.cancel()
         # What the process left in the socket is read. Its EOF is not waited for: a grandchild may
         # hold the other end open.
-        exited = WorkerExited(self.exit_code, self.signal, opened=self._protocol.peer.was_opened)
+        exited = WorkerExited(self.exit_code, self.signal, opened=self._protocol.was_opened)
         failed = not self._was_asked_to_end and self.returncode not in (0, None)
         self._crashed = failed and self._protocol.state is State.OPEN
         self._end(exited, peer_is_dead=True)

@@ -31,7 +31,6 @@ from handleipc.exceptions import (
     WorkerExited,
 )
 from handleipc.protocol.channel import ChannelProtocol, State
-from handleipc.protocol.stages import Stage
 from handleipc.wire.framing import Batch
 from handleipc.wire.link import Link
 from handleipc.wire.peer import Peer
@@ -61,15 +60,15 @@ class Driver(Attachment):
         super().__init__(self._link.fd)
         self._limits = protocol.limits
         self._protocol = protocol
-        protocol.on_wake = self._wake
-        protocol.before_settling = self._stop_receiving
-        protocol.outgoing.window.resends.peer_has_read = self._link.peer_has_read
+        hooks = protocol.hooks
+        hooks.wake, hooks.settling = self._wake, self._stop_receiving
+        hooks.peer_has_read = self._link.peer_has_read
         self._pace = Pace()
         self._in_turn = False
         self._in_protocol = False
         """Whether the protocol is at work, which calls the application's conversions and ``close``:
         what they ask for is done afterwards."""
-        self._has_ended = False
+        self._has_hung_up = self._has_ended = False
         self._end_after: Callable[[], None] | None = None  # that was asked for meanwhile
         self._is_unsure = False
         """Whether a write was interrupted: nobody can say how much has left."""
@@ -110,7 +109,7 @@ class Driver(Attachment):
         return self._link.peer
 
     def _node_pid(self) -> int:
-        return 0 if self._protocol.outgoing.native else self.peer.pid
+        return 0 if self._protocol.dialect == "native" else self.peer.pid
 
     @property
     def _is_closed(self) -> bool:
@@ -123,7 +122,7 @@ class Driver(Attachment):
 
     def _on_hangup(self) -> None:
         self._watches_hangup = False
-        self._protocol.has_hung_up = True
+        self._has_hung_up = True
         self._turn()
 
     def _turn(self, *, reading: bool = False, due: bool = False) -> None:
@@ -174,7 +173,7 @@ class Driver(Attachment):
 
     def _read_slice(self) -> None:
         """Read, and go on with what came, for about as long as a turn may take."""
-        pace, ready = self._pace, self._protocol.incoming.ready
+        pace, ready = self._pace, self._protocol.ready
         pace.begin(len(ready))
         self._read()
         self._work()
@@ -192,11 +191,9 @@ class Driver(Attachment):
         if protocol.give_up is not None:
             self._end(protocol.give_up)
             return
-        reading = protocol.want_read(waiting=self._is_waited_for)
-        if reading and self._read_again_at is not None:
-            reading = False
+        reading = self._read_again_at is None and self._wants_to_read()
         if not reading or writing or not self._is_reading or self._is_writing:
-            paused = not (reading or protocol.has_hung_up)
+            paused = not (reading or self._has_hung_up)
             self._watch(reading=reading, writing=writing, hangup=paused)
         if reading and self._link.has_more:
             self._schedule_read()
@@ -224,11 +221,7 @@ class Driver(Attachment):
         self._in_turn = self._in_protocol = True
         try:
             protocol = self._protocol
-            if (
-                self._is_reading
-                and protocol.outgoing.handles_out
-                and protocol.want_read(waiting=self._is_waited_for)
-            ):
+            if self._is_reading and protocol.handles_out and self._wants_to_read():
                 self._read()
             if not self._is_over:
                 self._write()
@@ -248,8 +241,6 @@ class Driver(Attachment):
         while True:
             self._in_protocol = True
             try:
-                if protocol.incoming.held:
-                    protocol.incoming.pump()
                 writing = self._write()
             finally:
                 self._in_protocol = False
@@ -267,6 +258,9 @@ class Driver(Attachment):
 
     # -- the socket ------------------------------------------------------------------------------
 
+    def _wants_to_read(self) -> bool:
+        return self._protocol.want_read(waiting=self._is_waited_for, is_finite=self._has_hung_up)
+
     def _read(self) -> None:
         """Take what has come."""
         if self._read_again_at is not None and process_system.clock() < self._read_again_at:
@@ -275,8 +269,7 @@ class Driver(Attachment):
         try:
             batch = self._link.read(self._pace.lines, self._pace.bytes)
         except RemoteProtocolError as error:
-            self._protocol.is_deaf = True
-            self._protocol.abort(error)
+            self._protocol.end(error, unread=True)
             return
         except HandleIPCError as error:
             self._end(error)
@@ -314,44 +307,32 @@ class Driver(Attachment):
         """Write what may leave. Returns whether to call again when the socket is writable."""
         protocol = self._protocol
         budget = WRITE_BUDGET
-        failed: OSError | None
+        outcome: int | Refused | OSError
         while (stage := protocol.next_stage()) is not None:
             if budget <= 0:
                 self._schedule_turn()
                 return False
-            self._is_unsure, failed = True, None
+            self._is_unsure = True
             try:
-                written = self._link.write(stage.data, stage.offset, stage.fds)
+                outcome = self._link.write(stage.data, stage.offset, stage.fds)
             except OSError as error:
-                failed, self._is_unsure = error, False
-            else:
-                self._is_unsure = isinstance(written, int)
-            if failed is not None:  # here, since what listeners raise has nothing to do with it
-                self._write_failed(stage, failed)
-                continue
-            if written is Refused.AGAIN:
+                outcome = error
+            self._is_unsure = isinstance(outcome, int)
+            if outcome is Refused.AGAIN:
                 return True
-            if isinstance(written, Refused):
-                if written is Refused.IN_FLIGHT:
-                    protocol.write_refused()
-                elif not protocol.out_of_memory():
-                    self._write_failed(stage, OSError(errno.ENOMEM, "no memory to write"))
-                if protocol.outgoing.stage is stage:
-                    return False  # a few bytes of control, or the rest of a stage: on time
-                continue
-            budget -= written
-            protocol.wrote(written)
+            failed = protocol.wrote(outcome)
             self._is_unsure = False
-            if protocol.outgoing.stage is stage:
-                return True  # the kernel took a part, so it is full
+            if isinstance(outcome, int):
+                budget -= outcome
+                if stage.offset < len(stage.data):
+                    return True  # the kernel took a part, so it is full
+            elif failed is not None:
+                self._write_failed(failed)
+            elif stage.offset or stage.is_control:
+                return False  # a few bytes of control, or the rest of a stage: on time
         return False
 
-    def _write_failed(self, stage: Stage, error: OSError) -> None:
-        if stage.fds and not stage.offset and not isinstance(error, ConnectionError):
-            # EPERM: the peer has SO_PASSRIGHTS off. EBADF, EINVAL: not a descriptor that travels.
-            self._protocol.handles_refused(f"the kernel does not pass it on: {error.strerror}")
-            return
-        self._protocol.write_failed()
+    def _write_failed(self, error: OSError) -> None:
         if not isinstance(error, ConnectionError):
             self._end(LocalProtocolError(f"the channel cannot be written: {error.strerror}"))
         elif self._link.peer_lives():
@@ -407,19 +388,8 @@ class Driver(Attachment):
         def settle() -> None:
             protocol = self._protocol
             if isinstance(error, WorkerExited):
-                error.opened = protocol.peer.was_opened  # its last words are read by now
-            if protocol.state is State.CLOSED:
-                pass  # the peer broke a rule: nothing it says counts any more
-            elif politely:
-                protocol.finish()
-            elif error is None and not (unread and protocol.outgoing.handles_out):
-                protocol.receive_eof(peer_is_dead=peer_is_dead)
-            else:
-                protocol.abort(
-                    error or LocalProtocolError("what the peer had written could not be read"),
-                    peer_is_dead=peer_is_dead,
-                    unread=unread,
-                )
+                error.opened = protocol.was_opened  # its last words are read by now
+            protocol.end(error, politely=politely, peer_is_dead=peer_is_dead, unread=unread)
 
         with contextlib.ExitStack() as steps:
             # The last one pushed runs first.
@@ -489,7 +459,7 @@ class Driver(Attachment):
         while True:
             writing = self._go_on()
             left = deadline - time.monotonic()
-            is_idle = protocol.state is State.OPEN and protocol.outgoing.idle
+            is_idle = protocol.state is State.OPEN and protocol.idle
             if is_idle or self._is_over or left <= 0:
                 return
             due = protocol.deadline()

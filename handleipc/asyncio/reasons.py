@@ -27,7 +27,7 @@ def why_closed(protocol: ChannelProtocol) -> ChannelClosed:
         f"the channel has ended: {error or 'the peer closed it'}",
         exit_code=exited.code if exited else None,
         signal=exited.signal if exited else None,
-        opened=protocol.peer.was_opened,
+        opened=protocol.was_opened,
     )
     broken.__cause__ = error
     return broken

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from handleipc.asyncio.attachment import NO_THREAD
 from handleipc.asyncio.logs import throttle
@@ -60,9 +60,8 @@ class Sender(TrackingDriver):
         limits = protocol.limits
         # Copies, since each send looks at them.
         self._shape = limits.shape
-        self._room = min(limits.queued_bytes, limits.line - ENVELOPE_BYTES)
-        self._queued_handles = limits.queued_handles
-        self._handle_share = WRITE_EARLY // protocol.limits.set_size + 1
+        self._longest = limits.line - ENVELOPE_BYTES
+        self._handle_share = WRITE_EARLY // limits.set_size + 1
 
     async def send(
         self,
@@ -111,7 +110,7 @@ class Sender(TrackingDriver):
             entry = Entry(line, message, None)
             self._protocol.send(entry)
         else:
-            entry = self._queue_handle(line, message, handle, keep_open, transfer=transfer)
+            entry, _ = self._send_handle(line, message, handle, keep_open, transfer=transfer)
         waiter = entry.waiter = self._senders.new(self._loop)
         self._handle_senders += entry.descriptors > 0
         try:
@@ -140,7 +139,7 @@ class Sender(TrackingDriver):
     def _stop_waiting(self, entry: Entry) -> bool:
         """Withdraw an entry if it has not left; returns whether it was."""
         entry.waiter = None
-        withdrawn = self._protocol.outgoing.withdraw(entry)
+        withdrawn = self._protocol.withdraw(entry)
         self._schedule_turn()
         return withdrawn
 
@@ -168,7 +167,7 @@ class Sender(TrackingDriver):
             )
         else:
             then = "it stays on its way, and goes to 'undelivered' listeners if it fails"
-        whose = "the peer does not read" if self._protocol.peer.was_opened else NOT_OPENED
+        whose = "the peer does not read" if self._protocol.was_opened else NOT_OPENED
         return f"the {what} within {timeout} s: {whose}; {then}"
 
     def send_nowait(
@@ -194,19 +193,19 @@ class Sender(TrackingDriver):
             MessageNotSerializable, UnsupportedHandle, DescriptorReleased: as ``send``.
         """
         line = self._encode(message)
-        outgoing = self._protocol.outgoing
         if handle is None:
-            outgoing.queue.push_line(line)
+            is_above = self._protocol.send(line)
             self._unwritten += len(line)
         else:
-            self._queue_handle(line, message, handle, keep_open, transfer=transfer)
+            _, is_above = self._send_handle(line, message, handle, keep_open, transfer=transfer)
             self._unwritten += self._handle_share
         if self._unwritten >= WRITE_EARLY:
             self._unwritten = 0
             self._write_early()
-        elif not self._turn_scheduled:
+            return not self._protocol.is_above_water
+        if not self._turn_scheduled:
             self._schedule_turn()
-        return not outgoing.is_above_water()
+        return not is_above
 
     def send_many(self, messages: Iterable[tuple[JSON, object]], *, keep_open: bool = False) -> int:
         """Queue as many ``(message, handle)`` as there is room for, in order; never waits.
@@ -245,7 +244,7 @@ class Sender(TrackingDriver):
             ChannelBusy: the peer waits for us to read, and nobody does.
         """
         self._check_use()
-        if self._is_closed or self._protocol.outgoing.is_above_water():
+        if self._is_closed or self._protocol.is_above_water:
             await self._wait_in(self._drainers)
 
     async def flush(self) -> None:
@@ -257,7 +256,7 @@ class Sender(TrackingDriver):
         """
         self._check_use()
         self._turn()
-        if not self._protocol.outgoing.idle or self._is_closed:
+        if not self._protocol.idle or self._is_closed:
             await self._wait_in(self._flushers)
 
     # -- queueing --------------------------------------------------------------------------------
@@ -270,47 +269,34 @@ class Sender(TrackingDriver):
         if protocol.state is not OPEN:
             raise self._why_closed()
         line = _encode(message, self._shape)
-        outgoing = protocol.outgoing
-        # One comparison for both limits: what is small enough for the rest of the queue is small
-        # enough for a line.
-        if outgoing.queue.bytes + len(line) > self._room or outgoing.stage is not None:
-            self._check_room(len(line))
+        if len(line) > self._longest:
+            self._refuse_length(len(line))
         return line
 
-    def _queue_handle(
+    def _send_handle(
         self, line: bytes, message: JSON, handle: object, keep_open: bool, *, transfer: bool
-    ) -> Entry:
-        outgoing = self._protocol.outgoing
-        queue = outgoing.queue
-        if outgoing.waiting_descriptors >= self._queued_handles:
-            raise ChannelFull(
-                f"handles with {outgoing.waiting_descriptors} descriptors are queued, and"
-                f" Limits.queued_handles is {self._queued_handles}: await drain() before sending"
-                " more"
-            )
+    ) -> tuple[Entry, bool]:
+        """Queue a handle with its message.
+
+        Returns:
+            Its entry, and whether senders should wait now. Raises as ``send``, and then the handle
+            is as it was.
+        """
         pending = self._prepare_handle(handle, keep_open, transfer)
         entry = Entry(line, message, pending)
-        if pending.options and queue.bytes + entry.size > self._room:
-            try:
-                self._check_room(entry.size)
-            except HandleIPCError:
-                pending.returned()
-                raise
-        queue.push_handle(entry)
-        return entry
+        try:
+            if entry.size > self._longest:
+                self._refuse_length(entry.size)
+            return entry, self._protocol.send(entry)
+        except HandleIPCError:
+            pending.returned()
+            raise
 
-    def _check_room(self, size: int) -> None:
-        limits, queued = self._limits, self._protocol.outgoing.unsent_bytes
-        if size + ENVELOPE_BYTES > limits.line:
-            raise MessageNotSerializable(
-                f"the message takes {size} bytes with what describes its handle, and Limits.line"
-                f" is {limits.line}"
-            )
-        if queued and queued + size > limits.queued_bytes:
-            raise ChannelFull(
-                f"{queued} bytes are queued, and Limits.queued_bytes is"
-                f" {limits.queued_bytes}: await drain() before sending more"
-            )
+    def _refuse_length(self, size: int) -> NoReturn:
+        raise MessageNotSerializable(
+            f"the message takes {size} bytes with what describes its handle, and Limits.line"
+            f" is {self._limits.line}"
+        )
 
     def _check_use(self) -> None:
         """Refuse a caller who is not on the channel's loop. Raises as ``_refuse_use``."""
@@ -326,7 +312,7 @@ class Sender(TrackingDriver):
 
     async def _wait_in(self, waiters: Waiters) -> None:
         if self._is_closed:
-            if self._protocol.outgoing.lost_something:
+            if self._protocol.lost_something:
                 raise self._why_closed()
             return
         waiter = waiters.new(self._loop)
@@ -343,33 +329,36 @@ class Sender(TrackingDriver):
         return bool(self._senders or self._drainers or self._flushers)
 
     def _watch_waits(self) -> bool:
-        """As ``ChannelProtocol.watch_waits``."""
+        """End the waits that are over, and tell the protocol of the others, as ``watch_waits``."""
+        protocol = self._protocol
+        if self._drainers and not protocol.is_above_water:
+            self._drainers.wake()
+        if self._flushers and protocol.idle:
+            self._flushers.wake()
         for_peer = bool(self._handle_senders or self._flushers or self._drainers)
-        return self._protocol.watch_waits(for_peer=for_peer, for_kernel=bool(self._senders))
-
-    def _wake_waiters(self) -> None:
-        outgoing, closed = self._protocol.outgoing, self._is_closed
-        if self._protocol.nobody_reads and not closed:
-            count = len(self._protocol.incoming.ready)
+        may_go_on = protocol.watch_waits(for_peer=for_peer, for_kernel=bool(self._senders))
+        if protocol.nobody_reads:
             busy = (
                 "nobody reads this channel, and the peer waits for that with what is waited for"
-                f" here ({count} messages are held): read with recv(), iteration or a 'message'"
-                " listener while you send"
+                f" here ({len(protocol.ready)} messages are held): read with recv(), iteration or a"
+                " 'message' listener while you send"
             )
             for waiters in (self._senders, self._drainers, self._flushers):
                 waiters.fail(lambda: ChannelBusy(busy))
-        elif closed and outgoing.lost_something:
-            for waiters in (self._drainers, self._flushers):
+        return may_go_on
+
+    def _end_waits(self) -> None:
+        """End what is waited for, now that the channel has ended."""
+        for waiters in (self._drainers, self._flushers):
+            if self._protocol.lost_something:
                 waiters.fail(self._why_closed)
-        if self._drainers and (closed or not self._protocol.outgoing.is_above_water()):
-            self._drainers.wake()
-        if self._flushers and (closed or outgoing.idle):
-            self._flushers.wake()
+            else:
+                waiters.wake()
 
     # -- telling ---------------------------------------------------------------------------------
 
     def _report_outcomes(self) -> None:
-        outcomes = self._protocol.outgoing.outcomes
+        outcomes = self._protocol.outcomes
         while outcomes:
             entry, reason = outcomes.popleft()
             waiter = entry.waiter
@@ -384,7 +373,7 @@ class Sender(TrackingDriver):
 
     def _take_outcome(self, entry: Entry) -> tuple[Entry, str | None] | None:
         """Take the outcome of ``entry`` out of those to be reported, if it is there."""
-        outcomes = self._protocol.outgoing.outcomes
+        outcomes = self._protocol.outcomes
         found = next((one for one in outcomes if one[0] is entry), None)
         if found is not None:
             outcomes.remove(found)

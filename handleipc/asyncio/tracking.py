@@ -45,13 +45,15 @@ class TrackingDriver(Driver):
             self._send_internal,
             self,
             self._schedule_turn,
-            lambda: protocol.incoming.native,
+            lambda: protocol.peer_is_native,
             self._send_late,
             post=self._post,  # a connection closes on whatever thread its object dies
         )
         self._answers = 0
         """Messages of our own that have not been written."""
-        protocol.incoming.on_internal = self._take_statement
+        self._faults: list[Exception] = []
+        """Of what the peer says of connections; for the ``error`` event."""
+        protocol.hooks.internal = self._take_statement
         super().__init__(sock, protocol)
 
     def _prepare_handle(self, handle: object, keep_open: bool, transfer: bool) -> PendingHandle:
@@ -80,8 +82,7 @@ class TrackingDriver(Driver):
     def _handed_on(self, handle: Any, group: Group) -> None:
         """The peer owns a connection that was counted here: it counts there from now on."""
         handle._group = None
-        reports = self._protocol.incoming.native
-        group.handed_on(self.lists.sender(group, reports=reports))
+        group.handed_on(self.lists.sender(group, reports=self._protocol.peer_is_native))
 
     def _convert(
         self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
@@ -157,4 +158,4 @@ class TrackingDriver(Driver):
         """Take either; a fault costs nothing but an ``error`` event."""
         fault = self.lists.received(message)
         if fault is not None:
-            self._protocol.incoming.errors.append(RemoteProtocolError(fault))
+            self._faults.append(RemoteProtocolError(fault))

@@ -1,9 +1,17 @@
 """One end of a channel as a state machine: lines and descriptors in, stages and messages out.
 
-Pure: reads no socket and starts no timer. The caller reports what happened (``received``,
-``wrote``, ``write_refused``, ``receive_eof``, ``on_deadline``), writes what ``next_stage`` returns,
-takes what ``incoming.ready`` and ``outgoing.outcomes`` hold, comes back at ``deadline()``, and ends
-the channel when ``give_up`` says why.
+Pure: reads no socket and starts no timer. This is all that a front knows of the protocol:
+
+    of the socket       it reports ``received`` and ``wrote``, writes what ``next_stage`` returns,
+                        and reads while ``want_read``
+    of time             it comes back at ``deadline()`` and calls ``on_deadline``
+    of the application  it passes on ``send``, ``withdraw``, ``take``, ``take_all``, and says who
+                        takes (``set_taker``, ``begin_turn``) and who waits (``watch_waits``)
+    of the end          ``disconnect`` begins a polite one; ``end`` is every end, when ``finished``,
+                        when ``give_up`` says why, at EOF, or when the front knows better
+
+What there is to tell it finds in ``ready``, ``urgent``, ``outcomes`` and ``faults`` after each of
+those calls, and what there is to write in ``next_stage``; ``hooks`` are called meanwhile.
 
 Theory of operation
 -------------------
@@ -21,7 +29,7 @@ does not begin, as a parent it does not invite.
       └────────────── EOF, error, abort ──────────────────────────────────────┘
 
 CLOSED is where everything is settled: unacknowledged handles are back, unclaimed descriptors
-closed. Before it is, ``before_settling`` is called, whoever ends the channel and why: the caller
+closed. Before it is, ``hooks.settling`` is called, whoever ends the channel and why: the caller
 shuts its reading side down there, so that an acknowledgement which the peer has not written by then
 fails at the peer, and no handle has two owners. The rules were found with an executable model;
 docs/wire.md states them for the wire.
@@ -30,7 +38,6 @@ docs/wire.md states them for the wire.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 
 from handleipc.exceptions import (
     DescriptorReleased,
@@ -41,10 +48,13 @@ from handleipc.exceptions import (
 from handleipc.handles.refusal import Check, Convert, Maker
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.dispatch import Dispatch
+from handleipc.protocol.front import Faults, Hooks
 from handleipc.protocol.incoming import Incoming
 from handleipc.protocol.outgoing import Outgoing
-from handleipc.protocol.stages import Entry, Stage
+from handleipc.protocol.stages import Stage
 from handleipc.protocol.timers import Timer, Timers
+from handleipc.protocol.waits import Waits
+from handleipc.protocol.writes import Writes
 from handleipc.system import System
 from handleipc.wire import VERSION
 from handleipc.wire.framing import Batch
@@ -89,35 +99,58 @@ class ChannelProtocol:
         """Why the channel ended, if it did not end politely."""
         self.ended_here = False
         """Whether this end's ``disconnect`` ended it."""
-        timers = self.timers = Timers(system.clock)
-        self.deadline = timers.deadline
-        """Returns when ``on_deadline`` is to be called, on the system's clock; None for never."""
-        granted = invited_by or Invitation(0, 0)
-        self.outgoing = Outgoing(limits, system, timers, granted)
-        gave = Invitation(limits.window, limits.bytes) if inviting else Invitation(0, 0)
-        self.incoming = Incoming(limits, system, timers, convert, gave, maker=maker, check=check)
-        self.outgoing.hold_native_only = inviting
-        self.peer = Dispatch(
-            limits, self.incoming, self.outgoing, inviting=inviting, invited=invited_by is not None
-        )
-        self._write_dead = False
-        self.has_hung_up = False
-        """Whether the peer has closed, as poll(2) tells: what is left to read is finite."""
+        self.give_up: HandleIPCError | None = None
+        """Why the front is to ``end`` the channel now."""
         self.is_deaf = False
         """Whether what the peer says next can no longer be understood."""
-        self.give_up: HandleIPCError | None = None
-        """Why the caller is to end the channel now, in ``Driver._end``'s order."""
-
-        self.on_wake: Callable[[], None] = lambda: None
-        """Called when another channel's progress lets this one go on: call ``next_stage``."""
-        self.before_settling: Callable[[], None] = lambda: None
-        """Called once, before anything is settled: shut the reading side of the socket down."""
-        self.nobody_takes = False
-        """Whether a local wait was for a peer that waits for us to take its handles, too long."""
-        self._retry_delay = 0.0
-        self._no_memory_since: float | None = None
-        self._busy_key: object = None
+        self.hooks, self.faults = Hooks(), Faults()
+        timers = self.timers = Timers(system.clock)
+        granted = invited_by or Invitation(0, 0)
+        gave = Invitation(limits.window, limits.bytes) if inviting else Invitation(0, 0)
+        self.outgoing = Outgoing(
+            limits, system, timers, granted, hooks=self.hooks, faults=self.faults
+        )
+        self.incoming = Incoming(
+            limits,
+            system,
+            timers,
+            convert,
+            gave,
+            hooks=self.hooks,
+            faults=self.faults,
+            maker=maker,
+            check=check,
+        )
+        self.outgoing.hold_native_only = inviting
+        self.peer = Dispatch(
+            limits,
+            self.incoming,
+            self.outgoing,
+            faults=self.faults,
+            inviting=inviting,
+            invited=invited_by is not None,
+        )
+        self.waits = Waits(limits, timers, self.incoming, self.outgoing)
+        self.writes = Writes(
+            limits,
+            system,
+            timers,
+            self.incoming,
+            self.outgoing,
+            hooks=self.hooks,
+            give_up=self._give_up,
+        )
         self._waits_since: tuple[int | None, float] = (None, 0.0)
+
+        # Of one half alone, and called for each message: without a call in between.
+        deliveries = self.incoming.deliveries
+        self.deadline = timers.deadline
+        self.send, self.withdraw = self.outgoing.send, self.outgoing.withdraw
+        self.take, self.take_all = deliveries.take, deliveries.take_all
+        self.wrote, self.watch_waits = self.writes.wrote, self.waits.watch
+        self.set_taker, self.begin_turn = self.incoming.set_taker, deliveries.begin_turn
+        self.ready, self.urgent = deliveries.ready, deliveries.urgent
+        self.outcomes = self.outgoing.outcomes
 
     @property
     def dialect(self) -> str:
@@ -129,11 +162,37 @@ class ChannelProtocol:
         """Whether handles that only handleipc can receive may be sent, now or after the switch."""
         return self.peer.may_switch or self.outgoing.hold_native_only
 
-    # -- sending ---------------------------------------------------------------------------------
+    @property
+    def peer_is_native(self) -> bool:
+        """Whether the peer speaks native, so that it understands reports of closes."""
+        return self.incoming.native
 
-    def send(self, item: bytes | Entry) -> None:
-        """Queue a message that is encoded already. The caller checked the state and the limits."""
-        self.outgoing.queue.push(item)
+    @property
+    def was_opened(self) -> bool:
+        """Whether the peer has said anything."""
+        return self.peer.was_opened
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything was written and every handle acknowledged."""
+        return self.outgoing.idle
+
+    @property
+    def is_above_water(self) -> bool:
+        """Whether senders should wait: from the high-water mark until below the low one."""
+        return self.outgoing.is_above_water
+
+    @property
+    def handles_out(self) -> int:
+        """Handles of which the peer has not said what became of them."""
+        return self.outgoing.handles_out
+
+    @property
+    def lost_something(self) -> bool:
+        """Whether the channel ended with something queued or unacknowledged."""
+        return self.outgoing.lost_something
+
+    # -- sending ---------------------------------------------------------------------------------
 
     def next_stage(self) -> Stage | None:
         """Return what to write now, or None.
@@ -141,13 +200,14 @@ class ChannelProtocol:
         A begun stage is finished first; control goes before data, even before a stage that the
         kernel refused, since the peer may need it to make room.
         """
-        if self.state is State.CLOSED or self._write_dead or self.give_up is not None:
+        if self.state is State.CLOSED or self.writes.are_dead or self.give_up is not None:
             return None
-        outgoing = self.outgoing
+        incoming, outgoing = self.incoming, self.outgoing
+        if incoming.held:
+            incoming.pump()
         stage = outgoing.stage
         if stage is not None and (stage.offset or stage.is_control):
             return stage
-        incoming = self.incoming
         if incoming.news.is_due or incoming.node.replies.lines or not outgoing.native:
             control = self._control()
             if control is not None:
@@ -167,77 +227,8 @@ class ChannelProtocol:
             self._watch_hello()
         return outgoing.stage
 
-    def wrote(self, count: int) -> None:
-        """The kernel took ``count`` more bytes of the current stage."""
-        outgoing = self.outgoing
-        stage = outgoing.stage
-        assert stage is not None
-        if not stage.offset:
-            outgoing.begun(stage)
-            self._retry_delay = 0.0
-        self._no_memory_since = None
-        stage.offset += count
-        while stage.marks and stage.marks[0][0] <= stage.offset:
-            what = stage.marks.popleft()[1]
-            if isinstance(what, Entry):
-                outgoing.written(what)
-            else:
-                self.incoming.deliveries.control_passed(what)
-        if stage.offset == len(stage.data):
-            outgoing.stage = None
-        if stage.is_control and self.incoming.held:
-            self.incoming.pump()
-
-    def write_refused(self) -> None:
-        """The kernel takes no descriptors for a while (ETOOMANYREFS); the socket stays writable."""
-        limits = self.limits
-        self.outgoing.park()
-        self._retry_delay = min(
-            max(limits.in_flight_delay, 2 * self._retry_delay), limits.in_flight_delay_max
-        )
-        self.timers.start(Timer.RETRY, self._retry_delay)
-        self.outgoing.in_flight.wait(self.retry_now)
-
-    def out_of_memory(self) -> bool:
-        """The kernel had no memory for the stage (ENOBUFS, ENOMEM), while the socket is writable.
-
-        Waits for some; or, after ``Limits.retry_time``, takes it for a set that never fits (musl
-        before 1.2.4 has no room for 253 descriptors, for one): it is split, and a handle that does
-        not fit alone comes back.
-
-        Returns:
-            False if there is nothing to split and nothing to wait for any more: the write failed.
-        """
-        now = self._system.clock()
-        if self._no_memory_since is None:
-            self._no_memory_since = now
-        if now - self._no_memory_since < self.limits.retry_time:
-            self.write_refused()
-            return True
-        stage = self.outgoing.stage
-        if stage is None or stage.offset or not stage.fds:
-            return False
-        self.handles_refused("the kernel has no memory for so many descriptors at once")
-        return True
-
-    def retry_now(self) -> None:
-        """Some handle in this process was acknowledged: there may be room."""
-        if self.timers.stop(Timer.RETRY):
-            self.on_wake()
-
-    def handles_refused(self, reason: str) -> None:
-        """The kernel will never carry the descriptors of this stage: its handles come back."""
-        try:
-            self.outgoing.refuse_stage(reason)
-        except LocalProtocolError as error:
-            self._give_up(str(error))
-
-    def write_failed(self) -> None:
-        """Nothing more can be said: the caller ends the channel, and reads what the peer said."""
-        self._write_dead = True
-
     def _give_up(self, why: str) -> None:
-        """Have the caller end the channel: the fault is not the peer's."""
+        """Have the front end the channel: the fault is not the peer's."""
         if self.give_up is None and self.state is not State.CLOSED:
             self.give_up = LocalProtocolError(why)
 
@@ -292,16 +283,6 @@ class ChannelProtocol:
         if pairing.sets or pairing.places or Timer.PROGRESS in self.timers.running:
             self._watch_progress()
 
-    def receive_eof(self, *, peer_is_dead: bool = False) -> None:
-        """The peer closed, or the read failed: everything it left has been received.
-
-        Args:
-            peer_is_dead: its process is known to have ended, so that a handle of which our
-                acknowledgement did not arrive is ours all the same.
-        """
-        speaks_node = not (self.peer.has_switched or self.peer.may_switch)
-        self._settle(deliver_unacked=speaks_node or peer_is_dead)
-
     # -- ends ------------------------------------------------------------------------------------
 
     def disconnect(self, timeout: float) -> None:
@@ -317,23 +298,37 @@ class ChannelProtocol:
         """Whether a disconnecting end has said and released everything: time to close."""
         return self.state is State.CLOSING and self.outgoing.idle and self.incoming.settled
 
-    def finish(self) -> None:
-        """End politely: the caller is about to close the socket."""
-        self.ended_here = True
-        self._settle(deliver_unacked=False)
-
-    def abort(
-        self, error: HandleIPCError, *, peer_is_dead: bool = False, unread: bool = False
+    def end(
+        self,
+        error: HandleIPCError | None = None,
+        *,
+        politely: bool = False,
+        peer_is_dead: bool = False,
+        unread: bool = False,
     ) -> None:
-        """End now. The caller has shut the reading side down and reported what was left in it.
+        """End now, and settle everything. Does nothing the second time.
+
+        What the peer had written has been reported, as far as it could be read.
 
         Args:
-            error: why.
-            peer_is_dead: as of ``receive_eof``.
+            error: why, if it is not the peer's closing.
+            politely: this end has disconnected, and is ``finished``.
+            peer_is_dead: its process is known to have ended, so that a handle of which our
+                acknowledgement did not arrive is ours all the same.
             unread: what was left could not be read, so the peer may own what is unacknowledged.
         """
-        if self.state is not State.CLOSED:
-            self._fail(error, peer_is_dead=peer_is_dead, unread=unread or self.is_deaf)
+        if self.state is State.CLOSED:
+            return
+        unread = unread or self.is_deaf
+        if politely:
+            self.ended_here = True
+            self._settle(deliver_unacked=False)
+        elif error is None and not (unread and self.outgoing.handles_out):
+            speaks_node = not (self.peer.has_switched or self.peer.may_switch)
+            self._settle(deliver_unacked=speaks_node or peer_is_dead)
+        else:
+            error = error or LocalProtocolError("what the peer had written could not be read")
+            self._fail(error, peer_is_dead=peer_is_dead, unread=unread)
 
     def _fail(
         self, error: HandleIPCError, *, peer_is_dead: bool = False, unread: bool = False
@@ -353,8 +348,8 @@ class ChannelProtocol:
             return
         self.state = State.CLOSED
         self.timers.stop_all()
-        self.outgoing.in_flight.forget(self.retry_now)
-        self.before_settling()
+        self.writes.close()
+        self.hooks.settling()
         self.outgoing.settle(
             str(self.error) if self.error else "the channel ended before it was acknowledged",
             node_in_doubt=node_in_doubt,
@@ -364,7 +359,7 @@ class ChannelProtocol:
 
     # -- reading or not --------------------------------------------------------------------------
 
-    def want_read(self, *, waiting: bool) -> bool:
+    def want_read(self, *, waiting: bool, is_finite: bool = False) -> bool:
         """Say whether the socket should be read now.
 
         A native end always reads: all that may come is granted, and the acknowledgements in it are
@@ -373,12 +368,12 @@ class ChannelProtocol:
 
         Args:
             waiting: a local send, flush or disconnect waits, whose end may depend on reading.
+            is_finite: the peer has closed, as poll(2) tells: EOF is behind what is left.
         """
         if self.state is State.CLOSED:
             return False
         incoming, limits = self.incoming, self.limits
-        # After a hang-up what is left is finite, and EOF is behind it.
-        if incoming.native or self.has_hung_up or self.state is State.CLOSING:
+        if incoming.native or is_finite or self.state is State.CLOSING:
             return True
         deliveries = incoming.deliveries
         if deliveries.bytes_waiting >= limits.node_hard:
@@ -392,54 +387,19 @@ class ChannelProtocol:
         return not incoming.is_full
 
     @property
-    def nobody_reads(self) -> bool:
-        """Whether so much is held that a local wait must not go on reading for its own sake."""
-        return self.nobody_takes or self.incoming.cost >= self.limits.held_hard
+    def may_go_on(self) -> bool:
+        """Whether something taken now lets something else go on, in a turn."""
+        return bool(self.incoming.held) or self.incoming.news.grants
 
     @property
-    def has_faults(self) -> bool:
-        """Whether there are warnings, errors or failed closes that nobody was told of."""
-        incoming = self.incoming
-        return bool(
-            incoming.errors
-            or self.peer.warnings
-            or incoming.deliveries.failed
-            or self.outgoing.queue.failed
-        )
+    def nobody_reads(self) -> bool:
+        """Whether waits must end, since so much is held for their sake."""
+        return self.waits.are_vain
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether ``watch_waits`` was last told of a wait that depends on the peer."""
-        return self.incoming.deliveries.is_awaited or self.nobody_takes
-
-    def watch_waits(self, *, for_peer: bool, for_kernel: bool) -> bool:
-        """Say what is waited for here, when all was written that may leave.
-
-        While something depends on the peer, its handles are acknowledged up to ``Limits.ready``
-        though nobody reads. If that many wait untaken without progress for ``Limits.retry_time``,
-        ``nobody_takes`` is set: two ends that never read would wait for each other for ever.
-
-        Args:
-            for_peer: an acknowledgement is, or a flush, or a drain.
-            for_kernel: a message is, to be written: one behind a handle depends on the peer, too.
-
-        Returns:
-            Whether handles of the peer may go on for that reason: ``pump``.
-        """
-        incoming, outgoing, deliveries = self.incoming, self.outgoing, self.incoming.deliveries
-        depends = for_peer or (for_kernel and outgoing.queue.items)
-        awaited = bool(depends and outgoing.waiting_descriptors)
-        begins = awaited and not deliveries.is_awaited and bool(incoming.held)
-        deliveries.is_awaited = awaited
-        if not (awaited and incoming.waits_for_a_reader):
-            self.nobody_takes = False
-            self.timers.stop(Timer.BUSY)
-            return begins
-        key = (outgoing.window.acked, deliveries.bytes_taken, deliveries.pace)
-        if Timer.BUSY not in self.timers.running or key != self._busy_key:
-            self._busy_key = key
-            self.timers.start(Timer.BUSY, self.limits.retry_time)
-        return begins
+        """Whether ``watch_waits`` was last told of a wait: it is to be told of its end, too."""
+        return self.waits.are_known
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -459,7 +419,7 @@ class ChannelProtocol:
             case Timer.HELLO:
                 self.outgoing.hold_native_only = False
             case Timer.BUSY:
-                self.nobody_takes = True
+                self.waits.nobody_takes = True
             case Timer.PROGRESS:
                 patience = self.limits.incomplete_timeout
                 why = "the peer sent descriptors and left their line or set unfinished"

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from handleipc.protocol.front import Faults
 from handleipc.typing import JSON
 from handleipc.wire.envelope import is_internal
 
@@ -66,10 +67,12 @@ class Deliveries:
 
     Args:
         ready: descriptors of acknowledged handles that may wait, if nobody takes them at once.
+        faults: where handles go that nobody is to get, and whose own ``close`` raised.
     """
 
     __slots__ = (
         "_chunk",
+        "_faults",
         "_heavy",
         "_passed",
         "_ready",
@@ -81,7 +84,6 @@ class Deliveries:
         "bytes",
         "bytes_taken",
         "bytes_waiting",
-        "failed",
         "holds_back",
         "is_awaited",
         "pace",
@@ -92,8 +94,9 @@ class Deliveries:
         "was_taken",
     )
 
-    def __init__(self, ready: int) -> None:
+    def __init__(self, ready: int, faults: Faults) -> None:
         self._ready = max(1, ready)
+        self._faults = faults
         self.pace = 0
         """Descriptors that may be acknowledged ahead: 0 before the first reader."""
         self.takes_all = False
@@ -126,8 +129,6 @@ class Deliveries:
         self._chunk = _Chunk()
         self._staged_chunks: list[_Chunk] = []
         self._staged = self._passed = 0
-        self.failed: list[tuple[object, Exception]] = []
-        """Handles whose own ``close`` raised when nobody was to get them."""
 
     @property
     def bytes_held(self) -> int:
@@ -192,15 +193,19 @@ class Deliveries:
             self._took_handles = False
             self.pace = min(2 * self.pace, self._ready)
 
-    def turn_ended(self, *, is_waited_for: bool) -> None:
-        """A turn of the loop has ended: all of it left lying for a whole one was too much.
+    def begin_turn(self, *, reader_waits: bool) -> None:
+        """Look at what was taken since the last turn of the event loop, and whether more could be.
 
-        Args:
-            is_waited_for: a reader waits, and takes it as soon as it runs.
+        All of it left lying for a whole turn was too much, unless a reader waits, who takes it as
+        soon as it runs.
         """
-        if self.waiting_descriptors and not (self.was_taken or is_waited_for) and self.pace > 1:
+        if self.was_taken:
+            self.was_taken = False
+        elif self.waiting_descriptors and not reader_waits and self.pace > 1:
             self.pace = 1
-        self.was_taken = False
+        if reader_waits and not self.ready:
+            self.reader_came()
+            self.found_nothing()
 
     def add_handle(self, received: Received, size: int, descriptors: int = 1) -> None:
         """Add a handle whose acknowledgement goes with the next control stage."""
@@ -309,15 +314,17 @@ class Deliveries:
 
     # -- out -------------------------------------------------------------------------------------
 
-    def take(self) -> Received:
-        """Take the next message that is ready."""
-        return self._taken(self.ready.popleft(), self._sizes.popleft())
+    def take(self, *, urgent: bool = False) -> Received:
+        """Take the next message that is ready.
 
-    def take_urgent(self) -> Received:
-        """Take the next message that overtakes: for listeners alone, never for a reader."""
-        return self._taken(*self.urgent.popleft())
-
-    def _taken(self, received: Received, size: int) -> Received:
+        Args:
+            urgent: the next that overtakes, which is for listeners alone, never for a reader.
+        """
+        if urgent:
+            received: Received
+            received, size = self.urgent.popleft()
+        else:
+            received, size = self.ready.popleft(), self._sizes.popleft()
         self.bytes -= size
         self.bytes_taken += size
         self.was_taken = True
@@ -327,7 +334,7 @@ class Deliveries:
             self.waiting_descriptors -= self._weight(handle) if self._heavy else 1
         return received
 
-    def take_ready(self) -> list[Received]:
+    def take_all(self) -> list[Received]:
         """Take everything that is ready, but for what overtakes."""
         taken = list(self.ready)
         size = sum(self._sizes)
@@ -388,4 +395,4 @@ class Deliveries:
             try:
                 close()
             except Exception as error:  # the application's; the others are closed all the same
-                self.failed.append((handle, error))
+                self._faults.closes.append((handle, error))

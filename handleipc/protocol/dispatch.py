@@ -12,6 +12,7 @@ from typing import Any
 from handleipc.exceptions import MalformedEnvelope, RemoteProtocolError
 from handleipc.limits import Limits
 from handleipc.protocol.deliveries import Received
+from handleipc.protocol.front import Faults
 from handleipc.protocol.incoming import Incoming
 from handleipc.protocol.outgoing import Outgoing
 from handleipc.texts import quoted
@@ -31,6 +32,7 @@ class Dispatch:
     Args:
         limits: the bounds of this end.
         incoming, outgoing: the halves of the channel.
+        faults: are told of what the peer did wrong without consequence.
         inviting: the peer was invited to the native dialect.
         invited: this end was.
     """
@@ -40,9 +42,9 @@ class Dispatch:
         "_inviting",
         "_outgoing",
         "_shape",
+        "_warnings",
         "has_switched",
         "may_switch",
-        "warnings",
         "was_opened",
     )
 
@@ -52,12 +54,14 @@ class Dispatch:
         incoming: Incoming,
         outgoing: Outgoing,
         *,
+        faults: Faults,
         inviting: bool,
         invited: bool,
     ) -> None:
         self._shape = limits.shape
         self._incoming = incoming
         self._outgoing = outgoing
+        self._warnings = faults.warnings
         self._inviting = inviting
         self.was_opened = False
         """Whether the peer has said anything."""
@@ -65,8 +69,6 @@ class Dispatch:
         """Whether it speaks native."""
         self.may_switch = invited
         """Whether this end may speak native, or does."""
-        self.warnings: list[str] = []
-        """What the peer did wrong without consequence: a stray reply."""
 
     def take(self, batch: Batch) -> None:
         """Take the lines of one read.
@@ -197,7 +199,7 @@ class Dispatch:
         if self.has_switched:
             raise RemoteProtocolError(f"the peer sent an {reply} that nothing waited for")
         # Node asserts here and dies (node-wire.md fact 1); nothing of ours depends on it.
-        self.warnings.append(f"ignored a stray {reply} of the peer")
+        self._warnings.append(f"ignored a stray {reply} of the peer")
 
     def _control_line(self, control: envelope.Control, first: bool) -> None:
         outgoing = self._outgoing

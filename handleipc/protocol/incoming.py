@@ -17,14 +17,13 @@ which is what a process runs out of.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 from handleipc.exceptions import HandleError
 from handleipc.handles.refusal import Check, Convert, Maker, Refusal, accept_any, make_none
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.credit import Credit
 from handleipc.protocol.deliveries import MESSAGE_COST, Deliveries, Internal, Received, as_received
+from handleipc.protocol.front import Faults, Hooks
 from handleipc.protocol.lost import HeldLine, HeldLines, Lost
 from handleipc.protocol.news import News
 from handleipc.protocol.node import NodeHandles
@@ -46,6 +45,8 @@ class Incoming:
         timers: of the channel.
         convert: makes a handle of descriptors, or raises ``Refusal``.
         gave: what an invitation granted from the start.
+        hooks: are told of internal messages.
+        faults: where those go that cost one handle and not the channel.
         maker: says what makes the handles of a run without a question about each.
         check: says of a handle that must wait whether it would be refused in any case.
     """
@@ -58,21 +59,22 @@ class Incoming:
         convert: Convert,
         gave: Invitation,
         *,
+        hooks: Hooks,
+        faults: Faults,
         maker: Maker | None = None,
         check: Check | None = None,
     ) -> None:
         self._limits = limits
         self._system = system
         self._convert = convert
+        self._hooks = hooks
         self._maker = maker or make_none
         self._check = check or accept_any
-        self.on_internal: Callable[[Any], None] = lambda _: None
-        """Called with each internal message when its line is read; it is delivered as well."""
         self.native = False
         self.closing = False
         self.listens_internal = False
         """Whether somebody waits for internal messages, which may stand behind unread others."""
-        self.deliveries = Deliveries(limits.ready)
+        self.deliveries = Deliveries(limits.ready, faults)
         self.pairing = Pairing(system.close)
         self.held = HeldLines()
         """Lines that wait: for descriptors, or for room among what is acknowledged."""
@@ -82,8 +84,7 @@ class Incoming:
         """Messages that the application may take."""
 
         # What is due to be said.
-        self.errors: list[Exception] = []
-        """Faults that cost one handle and not the channel, for the ``error`` event."""
+        self._errors = faults.errors
         self.node = NodeHandles(
             limits,
             system,
@@ -91,7 +92,7 @@ class Incoming:
             convert=convert,
             deliveries=self.deliveries,
             pairing=self.pairing,
-            errors=self.errors,
+            errors=faults.errors,
         )
         self.credit = Credit(limits, gave.descriptors, gave.bytes)
         self.news = News(self.credit, self.lost, self._granted_from)
@@ -113,7 +114,7 @@ class Incoming:
         else:
             self.deliveries.add_plain(received, size)
         if type(received) is Internal:
-            self.on_internal(message)
+            self._hooks.internal(message)
 
     def messages(self, messages: list[JSON], size: int) -> None:
         """Take ``[5,...]``, a line of ``size`` bytes with several plain messages."""
@@ -244,7 +245,7 @@ class Incoming:
             self._refuse(item, "closing")
         elif (refusal := self._check(line.tag, count)) is not None:
             # What can never be taken is not worth a place in the table until its turn comes.
-            self.errors.append(refusal)
+            self._errors.append(refusal)
             self._refuse(item, refusal.code)
         elif self.lost.first is not None:
             # Kept, they would occupy the slots that the hole needs.
@@ -284,7 +285,7 @@ class Incoming:
         code = self.lost.on_ask_time()
         if hole is not None and code is not None:
             why = "no free descriptor slot" if code == "descriptors" else "denied by the system"
-            self.errors.append(HandleError(f"refused handle {hole.sequence} of the peer: {why}"))
+            self._errors.append(HandleError(f"refused handle {hole.sequence} of the peer: {why}"))
             self._refuse(hole, code)
             self.lost.next()
 
@@ -364,7 +365,7 @@ class Incoming:
         try:
             handle = self._convert(line.tag, line.options, fds, kinds)
         except Refusal as refusal:
-            self.errors.append(refusal)
+            self._errors.append(refusal)
             self.news.refuse(sequence, refusal.code)
             self.deliveries.drop(size)
         else:
@@ -380,6 +381,24 @@ class Incoming:
         if self.closing or (self.wants_more and self.cost < self._limits.held_hard):
             return self.credit.bytes_in
         return self.deliveries.bytes_taken
+
+    # -- who takes -------------------------------------------------------------------------------
+
+    def set_taker(self, *, listens: bool, takes_all: bool, listens_internal: bool) -> None:
+        """Say who takes what is ready: to be called when that changes, before ``next_stage``.
+
+        Args:
+            listens: listeners do, at once; else a reader may come.
+            takes_all: a reader does, as soon as it is ready.
+            listens_internal: somebody waits for internal messages, behind unread others perhaps.
+        """
+        deliveries = self.deliveries
+        self.listens_internal = listens_internal
+        if listens is deliveries.holds_back:
+            deliveries.hold_back(not listens)
+        deliveries.takes_all = listens or takes_all
+        if listens:
+            deliveries.reader_came()
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -433,7 +452,7 @@ class Incoming:
             try:
                 handle = self._convert(item.tag, item.options, item.fds, item.kinds)
             except Refusal as refusal:
-                self.errors.append(refusal)
+                self._errors.append(refusal)
                 return
         elif item.sequence:
             return

@@ -20,12 +20,13 @@ Whatever happens, each entry ends exactly once, in ``outcomes``. Does not write,
 
 from __future__ import annotations
 
-from handleipc.exceptions import DescriptorReleased, LocalProtocolError
+from handleipc.exceptions import ChannelFull, DescriptorReleased, LocalProtocolError
 from handleipc.handles.refusal import refusal_in_words
 from handleipc.limits import Invitation, Limits
+from handleipc.protocol.front import Faults, Hooks
 from handleipc.protocol.node import PEER_SPEAKS_NODE, NodeSlot
 from handleipc.protocol.sendqueue import SendQueue
-from handleipc.protocol.stages import Entry, EntryState, Stage
+from handleipc.protocol.stages import Entry, EntryState, Late, Stage
 from handleipc.protocol.staging import STAGE_BYTES, NativeStages, stage_plain, stage_waited
 from handleipc.protocol.timers import Timers
 from handleipc.protocol.window import Window
@@ -45,16 +46,27 @@ class Outgoing:
         system: the process-wide budget.
         timers: of the channel.
         granted: what an invitation granted from the start.
+        hooks: say whether the peer has read.
+        faults: where failed closes go.
     """
 
-    def __init__(self, limits: Limits, system: System, timers: Timers, granted: Invitation) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        system: System,
+        timers: Timers,
+        granted: Invitation,
+        *,
+        hooks: Hooks,
+        faults: Faults,
+    ) -> None:
         self._limits = limits
         self.in_flight = system.in_flight
         self.native = False
-        self.queue = SendQueue()
+        self.queue = SendQueue(faults)
         self.outcomes = self.queue.outcomes
         self._above_water = False
-        self.window = Window(limits, timers, granted)
+        self.window = Window(limits, timers, granted, hooks)
         self._native = NativeStages(limits, system.in_flight, self.queue, self.window)
         self.node = NodeSlot(timers)
         self.stage: Stage | None = None
@@ -66,6 +78,56 @@ class Outgoing:
         """Whether handles that only handleipc can receive may still hope for a switch."""
 
     # -- what the application sends --------------------------------------------------------------
+
+    def send(self, item: bytes | Entry) -> bool:
+        """Queue a message that is encoded already.
+
+        Args:
+            item: its bytes; or an entry, if somebody waits for it or it has a handle.
+
+        Returns:
+            Whether senders should wait now, as ``is_above_water``.
+
+        Raises:
+            ChannelFull: there is no room (``Limits.queued_bytes``, ``queued_handles``). A handle is
+                the caller's still, to be ``returned``.
+        """
+        limits, queue = self._limits, self.queue
+        size = len(item) if type(item) is bytes else item.size  # type: ignore[union-attr]
+        # One handle may be in the node dialect's slot: near a limit it is counted exactly.
+        waiting = queue.descriptors + self.window.descriptors_out + 1
+        is_whole = self.stage is None and self.parked is None
+        if (
+            queue.bytes + size > limits.queued_bytes
+            or waiting >= limits.queued_handles
+            or not is_whole
+        ):
+            self._check_room(item, size)
+        queue.push(item)
+        return (
+            self._above_water
+            or not is_whole
+            or queue.bytes >= limits.high_water_bytes
+            or waiting >= limits.high_water_handles
+        ) and self.is_above_water
+
+    def _check_room(self, item: bytes | Entry, size: int) -> None:
+        """Refuse what there is no room for, but for answers: they are bounded where they are made.
+
+        Raises:
+            ChannelFull: as ``send``.
+        """
+        if isinstance(item, Late):
+            return
+        queued, limits = "", self._limits
+        unsent, waiting = self.unsent_bytes, self.waiting_descriptors
+        if unsent and unsent + size > limits.queued_bytes:
+            queued = f"{unsent} bytes are queued, and Limits.queued_bytes is {limits.queued_bytes}"
+        elif waiting >= limits.queued_handles and isinstance(item, Entry) and item.pending:
+            queued = f"handles with {waiting} descriptors are queued, and Limits.queued_handles is"
+            queued += f" {limits.queued_handles}"
+        if queued:
+            raise ChannelFull(f"{queued}: await drain() before sending more")
 
     def withdraw(self, entry: Entry) -> bool:
         """Take a message back whose first byte has not left. Says whether that was possible."""
@@ -106,12 +168,11 @@ class Outgoing:
         """Descriptors of handles queued or not yet acknowledged."""
         return self.queue.descriptors + self.window.descriptors_out + (self.node.entry is not None)
 
+    @property
     def is_above_water(self) -> bool:
-        """Say whether senders should wait: from the high-water mark until below the low one."""
+        """Whether senders should wait: from the high-water mark until below the low one."""
         limits = self._limits
-        is_whole = self.stage is None and self.parked is None
-        size = self.queue.bytes if is_whole else self.unsent_bytes
-        waiting = self.waiting_descriptors
+        size, waiting = self.unsent_bytes, self.waiting_descriptors
         if self._above_water:
             self._above_water = size > limits.low_water_bytes or waiting > limits.low_water_handles
         elif size >= limits.high_water_bytes or waiting >= limits.high_water_handles:

@@ -8,10 +8,11 @@ the kernel's count of descriptors in flight, which all processes of the user sha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Limits
+from handleipc.protocol.front import Hooks
 from handleipc.protocol.timers import Timer, Timers
 
 __all__ = ["Resends"]
@@ -23,12 +24,14 @@ class Resends:
     Args:
         limits: how often a peer may ask.
         timers: where to note when to look again.
+        hooks: say whether the peer has read.
     """
 
-    __slots__ = ("_asks", "_limits", "_order", "_timers", "due", "peer_has_read", "unread")
+    __slots__ = ("_asks", "_hooks", "_limits", "_order", "_timers", "due", "unread")
 
-    def __init__(self, limits: Limits, timers: Timers) -> None:
+    def __init__(self, limits: Limits, timers: Timers, hooks: Hooks) -> None:
         self._limits = limits
+        self._hooks = hooks
         self._timers = timers
         self._asks: dict[int, int] = {}
         # In the order asked for; what has ended meanwhile is passed over.
@@ -37,8 +40,6 @@ class Resends:
         """Those that are to leave again."""
         self.unread: set[int] = set()
         """Those that left again, and may still lie unread in the peer's socket."""
-        self.peer_has_read: Callable[[], bool] = lambda: True
-        """Says whether the peer has taken all that was written to it, as far as can be known."""
 
     @property
     def were_asked(self) -> bool:
@@ -66,7 +67,7 @@ class Resends:
         written: an honest peer reads on while it has a hole, and then asks.
         """
         if self.unread:
-            if not self.peer_has_read():
+            if not self._hooks.peer_has_read():
                 self._timers.start(Timer.LOOK, self._limits.in_flight_delay_max)
                 return False
             self.unread.clear()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from handleipc.protocol.front import Faults
 from handleipc.protocol.stages import Entry, EntryState, Late
 
 __all__ = ["SendQueue"]
@@ -17,11 +18,14 @@ class SendQueue:
 
     A plain message nobody waits for is its bytes, anything else an ``Entry``. What was withdrawn
     stays in ``items`` as a hole, or a thousand cancellations would cost a million steps.
+
+    Args:
+        faults: where handles go that ended well, and then their own ``close`` raised.
     """
 
-    __slots__ = ("bytes", "descriptors", "failed", "items", "outcomes")
+    __slots__ = ("_faults", "bytes", "descriptors", "items", "outcomes")
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults) -> None:
         self.items: deque[bytes | Entry] = deque()
         self.bytes = 0
         """Of the messages that wait."""
@@ -30,29 +34,16 @@ class SendQueue:
         self.outcomes: deque[tuple[Entry, str | None]] = deque()
         """Entries that ended: (entry, None) if delivered or written, else why not. Of successes
         only those that somebody waits for."""
-        self.failed: list[tuple[object, Exception]] = []
-        """Handles that ended well, and then their own ``close`` raised."""
+        self._faults = faults
 
     def push(self, item: bytes | Entry) -> None:
         """Queue a message of any kind."""
-        if not isinstance(item, Entry):
-            self.push_line(item)
-        elif item.pending is not None:
-            self.push_handle(item)
+        self.items.append(item)
+        if type(item) is bytes:
+            self.bytes += len(item)
         else:
-            self.items.append(item)
-            self.bytes += item.size
-
-    def push_line(self, line: bytes) -> None:
-        """Queue a plain message that nobody waits for."""
-        self.items.append(line)
-        self.bytes += len(line)
-
-    def push_handle(self, entry: Entry) -> None:
-        """Queue a handle with its message."""
-        self.items.append(entry)
-        self.bytes += entry.size
-        self.descriptors += entry.descriptors
+            self.bytes += item.size  # type: ignore[union-attr]
+            self.descriptors += item.descriptors  # type: ignore[union-attr]
 
     def head(self) -> bytes | Entry | None:
         """Return what is to leave next, dropping what was withdrawn."""
@@ -112,7 +103,7 @@ class SendQueue:
                 else:
                     pending.returned()
             except Exception as error:  # its own close(): others end all the same
-                self.failed.append((pending.handle, error))
+                self._faults.closes.append((pending.handle, error))
         elif isinstance(entry, Late):
             entry.ended()
         if reason is not None or entry.waiter is not None:

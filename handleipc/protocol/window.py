@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Invitation, Limits
+from handleipc.protocol.front import Hooks
 from handleipc.protocol.resends import Resends
 from handleipc.protocol.stages import Entry, EntryState
 from handleipc.protocol.timers import Timers
@@ -25,9 +26,10 @@ class Window:
         limits: how often the peer may ask again.
         timers: of the channel.
         granted: what an invitation granted from the start.
+        hooks: say whether the peer has read.
     """
 
-    def __init__(self, limits: Limits, timers: Timers, granted: Invitation) -> None:
+    def __init__(self, limits: Limits, timers: Timers, granted: Invitation, hooks: Hooks) -> None:
         self.may_descriptors = granted.descriptors
         """Handles may be numbered while their descriptors, of all so far, are no more than this."""
         self.may_bytes = granted.bytes
@@ -41,7 +43,7 @@ class Window:
         self.acked = 0
         self.unacked: dict[int, Entry] = {}
         """In the order of their numbers."""
-        self.resends = Resends(limits, timers)
+        self.resends = Resends(limits, timers, hooks)
         """Handles whose descriptors the peer asked for again."""
 
     def __len__(self) -> int:

@@ -30,6 +30,7 @@ from handleipc import (
 )
 from handleipc.asyncio import hangups, pace
 from handleipc.limits import Invitation
+from handleipc.protocol.front import Hooks
 from handleipc.protocol.stages import Entry, EntryState
 from handleipc.protocol.timers import Timers
 from handleipc.protocol.window import Window
@@ -659,7 +660,7 @@ def test_acknowledgements_are_linear() -> None:
     """`again` for all, and then an acknowledgement for each, take time for each once."""
 
     def steps(count: int) -> int:
-        window = Window(Limits(), Timers(float), Invitation(1 << 20, 1 << 40))
+        window = Window(Limits(), Timers(float), Invitation(1 << 20, 1 << 40), Hooks())
         entries = [Entry(b"", None, None) for _ in range(count)]
         window.number(entries)
         for entry in entries:

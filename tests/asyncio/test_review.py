@@ -23,6 +23,7 @@ from handleipc.asyncio import hangups
 from handleipc.asyncio.process import _ParentChannel
 from handleipc.asyncio.registry import register
 from handleipc.exceptions import LocalProtocolError
+from handleipc.wire.syscalls import Refused
 from tests.asyncio.helpers import (
     ACK,
     NACK,
@@ -579,7 +580,7 @@ def test_a_wake_on_the_right_thread() -> None:
         a, b = join("native")
         await settle(a, b)
         a._schedule_turn = lambda: woken.append(threading.get_ident())  # type: ignore[method-assign]
-        a._protocol.write_refused()  # as after ETOOMANYREFS
+        a._protocol.wrote(Refused.IN_FLIGHT)  # as after ETOOMANYREFS
         return a, b
 
     async def deliver() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import errno
+
 import pytest
 
 from handleipc.exceptions import (
@@ -21,6 +23,7 @@ from handleipc.protocol.channel import State
 from handleipc.protocol.deliveries import MESSAGE_COST
 from handleipc.protocol.stages import EntryState, Late
 from handleipc.wire import envelope
+from handleipc.wire.syscalls import Refused
 from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native
 
 ACK = b'{"cmd":"NODE_HANDLE_ACK"}\n'
@@ -176,7 +179,7 @@ def test_a_stray_reply_is_a_warning(reply: bytes) -> None:
     end = Fed()
     end.feed(reply + b"1\n")
     assert end.take() == [1]
-    assert "stray" in end.protocol.peer.warnings[0]
+    assert "stray" in end.protocol.faults.warnings[0]
 
 
 def test_a_nested_retry_is_unwrapped() -> None:
@@ -212,7 +215,7 @@ def test_a_bad_handle_costs_the_handle(data, fds, closed, text) -> None:
     end.feed(data, fds)
     assert end.lines() == NACK
     assert end.closed == closed
-    assert text in str(end.protocol.incoming.errors[0])
+    assert text in str(end.protocol.faults.errors[0])
     end.feed(b'"next"\n')
     assert end.take() == ["next"]
 
@@ -320,7 +323,7 @@ def test_a_native_only_handle_to_a_node_peer_comes_back(how: str) -> None:
         parent.wait()
         assert parent.now == Limits().hello_timeout
     else:
-        parent.protocol.receive_eof()
+        parent.protocol.end()
     parent.write()
     message, reason = parent.outcomes()[0]
     assert message == "1"
@@ -446,7 +449,7 @@ def test_an_over_long_line() -> None:
     with pytest.raises(LineTooLong) as caught:
         end.feed(b"x" * 101)
     assert caught.value.limit == 100
-    end.protocol.abort(caught.value)
+    end.protocol.end(caught.value)
     assert "100 bytes" in end.error
 
 
@@ -494,7 +497,7 @@ def test_a_parked_retransmission_of_a_refused_handle() -> None:
     end.write()
     end.feed(b'{"cmd":"NODE_HANDLEIPC","again":[1,2]}\n')
     assert end.protocol.next_stage() is not None
-    end.protocol.write_refused()
+    end.protocol.wrote(Refused.IN_FLIGHT)
     end.feed(b'{"cmd":"NODE_HANDLEIPC","refuse":[[1,1,"closing"]]}\n')
     assert end.write() == [(b"[1,1]\n[3,2,1]\n", [6])]
 
@@ -587,7 +590,7 @@ def test_a_hole_is_given_up() -> None:
         end.wait()
     assert b'"refuse":[[1,1,"descriptors"]]' in lines
     assert end.take() == [2]
-    assert "no free descriptor slot" in str(end.protocol.incoming.errors[0])
+    assert "no free descriptor slot" in str(end.protocol.faults.errors[0])
 
 
 def test_a_hole_is_denied() -> None:
@@ -672,7 +675,7 @@ def test_taking_lines_is_interrupted(dialect: str) -> None:
     def interrupt(message: object) -> None:
         raise KeyboardInterrupt
 
-    end.protocol.incoming.on_internal = interrupt
+    end.protocol.hooks.internal = interrupt
     with pytest.raises(KeyboardInterrupt):
         end.feed(spelled(dialect, b"1") + spelled(dialect, b'{"cmd":"NODE_x"}'))
     assert "interrupted" in end.error
@@ -689,7 +692,7 @@ def test_an_end_is_interrupted_in_a_conversion() -> None:
 
     end.protocol.incoming._convert = interrupt
     with pytest.raises(KeyboardInterrupt):
-        end.protocol.receive_eof(peer_is_dead=True)
+        end.protocol.end(peer_is_dead=True)
     assert end.closed[-3:] == [6, 7, 8]
 
 
@@ -770,7 +773,7 @@ def test_too_many_in_flight_is_waited_out() -> None:
     pauses = []
     for _ in range(3):
         assert end.protocol.next_stage().fds == [5]
-        end.protocol.write_refused()
+        end.protocol.wrote(Refused.IN_FLIGHT)
         assert end.protocol.next_stage() is None
         before = end.now
         end.wait()
@@ -778,7 +781,7 @@ def test_too_many_in_flight_is_waited_out() -> None:
     assert pauses == sorted(pauses)
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [9])
     end.protocol.next_stage()
-    end.protocol.write_refused()
+    end.protocol.wrote(Refused.IN_FLIGHT)
     assert b'"ack":1' in end.lines()
 
 
@@ -786,15 +789,15 @@ def test_another_channel_makes_room() -> None:
     """A handle that ends anywhere in the process wakes those that wait."""
     end = native()
     woken = []
-    end.protocol.on_wake = lambda: woken.append(True)
+    end.protocol.hooks.wake = lambda: woken.append(True)
     end.send(b"1", [5])
     end.protocol.next_stage()
-    end.protocol.write_refused()
+    end.protocol.wrote(Refused.IN_FLIGHT)
     end.protocol._system.in_flight.add(1)
     end.protocol._system.in_flight.release(1)
     assert woken == [True]
     assert [fds for _, fds in end.write()] == [[5]]
-    end.protocol.retry_now()
+    end.protocol.writes._retry()
     assert woken == [True]
 
 
@@ -833,8 +836,8 @@ def test_the_kernel_will_not_carry_it(dialect: str) -> None:
     end.send(b"1", [5])
     end.send(b"2")
     end.protocol.next_stage()
-    end.protocol.handles_refused("not permitted")
-    assert end.outcomes() == [("1", "not permitted")]
+    end.protocol.wrote(OSError(errno.EPERM, "not permitted"))
+    assert end.outcomes() == [("1", "the kernel does not pass it on: not permitted")]
     assert b"2" in end.lines()
 
 
@@ -846,11 +849,11 @@ def test_one_handle_of_a_set_is_to_blame() -> None:
     sent = []
     while (stage := end.protocol.next_stage()) is not None:
         if 7 in stage.fds:
-            end.protocol.handles_refused("bad descriptor")
+            end.protocol.wrote(OSError(errno.EPERM, "bad descriptor"))
         else:
             sent += stage.fds
             end.protocol.wrote(len(stage.data))
-    assert end.outcomes() == [("2", "bad descriptor")]
+    assert end.outcomes() == [("2", "the kernel does not pass it on: bad descriptor")]
     assert sent == [5, 6, 8]
 
 
@@ -861,7 +864,7 @@ def test_the_kernel_will_not_carry_it_again() -> None:
     end.write()
     end.feed(b'{"cmd":"NODE_HANDLEIPC","again":[1,1]}\n')
     end.protocol.next_stage()
-    end.protocol.handles_refused("not permitted")
+    end.protocol.wrote(OSError(errno.EPERM, "not permitted"))
     assert end.protocol.next_stage() is None
     end.end_if_asked()
     assert isinstance(end.protocol.error, LocalProtocolError)
@@ -971,7 +974,7 @@ def test_a_handle_whose_own_close_raises(dialect: str) -> None:
         )
         end.write()
     assert end.outcomes() == [("1", None), ("2", None)]
-    ((handle, error),) = end.protocol.outgoing.queue.failed
+    ((handle, error),) = end.protocol.faults.closes
     assert (handle, str(error)) == ("handle [5]", "close failed")
     assert end.closed == [6]
 
@@ -1000,13 +1003,13 @@ def test_eof_brings_handles_back(dialect: str) -> None:
     end.send(b"3")
     end.write()
     end.send(b"4", [9])
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert [message for message, reason in end.outcomes() if reason] == ["0", "1", "2"] + (
         ["4"] if dialect == "native" else ["3", "4"]
     )
     assert end.closed == []
     assert end.protocol.outgoing.lost_something
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert end.outcomes() == []
 
 
@@ -1016,7 +1019,7 @@ def test_eof_with_a_plain_message_half_written() -> None:
     end.send(b'"long"')
     end.protocol.next_stage()
     end.protocol.wrote(2)
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert [message for message, reason in end.outcomes() if reason] == ['"long"']
 
 
@@ -1026,11 +1029,11 @@ def test_after_epipe_acknowledgements_are_read() -> None:
     end.send(b"1", [5])
     end.send(b"2", [6])
     end.write()
-    end.protocol.write_failed()
+    end.protocol.wrote(BrokenPipeError())
     assert end.protocol.next_stage() is None
     assert end.protocol.want_read(waiting=False)
     end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"descriptors":9,"bytes":2097152}\n')
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert end.closed == [5]
     assert [(m, bool(r)) for m, r in end.outcomes()] == [("1", False), ("2", True)]
 
@@ -1039,12 +1042,12 @@ def test_eof_before_our_ack_left() -> None:
     """The sender may live and has it back: it is closed. A node peer never takes one back."""
     end = native()
     end.feed(b'[1,2]\n[2,1,1,"x",1]\n[0,"plain"]\n[2,2,1,"x",2]\n', [5, 6])
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert sorted(end.closed) == [5, 6]
     assert end.take() == ["plain"]
     end = Fed()
     end.feed(node_handle(), [5])
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert end.take() == [(1, Thing(end, "net.Socket", None, [5]))]
 
 
@@ -1053,7 +1056,7 @@ def test_eof_of_a_peer_known_to_be_dead() -> None:
     end = native(Limits(ready=1))
     end.feed(b'[1,3]\n[2,1,1,"x",1]\n[2,2,1,"x",2]\n[2,3,1,"kind",3]\n[0,4]\n', [5, 6, 7])
     end.feed(b'[1,1]\n[2,4,1,"x",5]\n', [], lost=True)
-    end.protocol.receive_eof(peer_is_dead=True)
+    end.protocol.end(peer_is_dead=True)
     assert [m[0] if isinstance(m, tuple) else m for m in end.take()] == [1, 2, 4]
     assert end.closed == [7]
 
@@ -1069,7 +1072,7 @@ def test_disconnect_flushes() -> None:
     end.write()
     end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"descriptors":9,"bytes":2097152}\n')
     assert end.protocol.finished
-    end.protocol.finish()
+    end.protocol.end(politely=True)
     assert end.protocol.ended_here
     assert end.outcomes() == [("1", None)]
 
@@ -1136,8 +1139,8 @@ def test_abort_towards_a_living_node_peer() -> None:
     end.send(b"1", [5])
     end.write()
     end.send(b"2", [6])
-    end.protocol.abort(LocalProtocolError("enough"))
-    end.protocol.abort(LocalProtocolError("again"))
+    end.protocol.end(LocalProtocolError("enough"))
+    end.protocol.end(LocalProtocolError("again"))
     (first, second) = end.outcomes()
     assert first[1].startswith("in doubt")
     assert not second[1].startswith("in doubt")
@@ -1150,14 +1153,14 @@ def test_abort_of_a_dead_node_peer() -> None:
     end = Fed()
     end.send(b"1", [5])
     end.write()
-    end.protocol.abort(LocalProtocolError("enough"), peer_is_dead=True)
+    end.protocol.end(LocalProtocolError("enough"), peer_is_dead=True)
     assert not end.outcomes()[0][1].startswith("in doubt")
 
 
 def test_what_comes_after_the_end_is_closed() -> None:
     """No descriptor outlives the channel."""
     end = native()
-    end.protocol.abort(ChannelClosed("over"))
+    end.protocol.end(ChannelClosed("over"))
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
     assert end.closed == [5]
     assert not end.protocol.want_read(waiting=True)
@@ -1215,7 +1218,7 @@ def test_half_a_handle_of_a_node_peer() -> None:
     end = Fed()
     end.feed(b'{"cmd":"NODE_HANDLE"', [5])
     assert end.protocol.deadline() is None
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert end.closed == [5]
 
 
@@ -1327,7 +1330,7 @@ def test_settling_closes_what_can_be_closed() -> None:
     end = native()
     end.protocol.incoming._convert = lambda *_: object()
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert end.take() == []
 
 
@@ -1346,23 +1349,23 @@ def test_water_marks() -> None:
     )
     end = native(limits)
     outgoing = end.protocol.outgoing
-    assert not outgoing.is_above_water()
+    assert not outgoing.is_above_water
     end.protocol.send(b'"%s"' % (b"x" * 100))
-    assert outgoing.is_above_water()
+    assert outgoing.is_above_water
     end.protocol.next_stage()
     end.protocol.wrote(50)
     assert outgoing.unsent_bytes > 10
-    assert outgoing.is_above_water()
+    assert outgoing.is_above_water
     end.write()
-    assert not outgoing.is_above_water()
+    assert not outgoing.is_above_water
     for i in range(4):
         end.send(b"1", [5 + i])
-    assert outgoing.is_above_water()
+    assert outgoing.is_above_water
     assert outgoing.waiting_descriptors == 4
     end.write()
-    assert outgoing.is_above_water()
+    assert outgoing.is_above_water
     end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":3,"descriptors":9,"bytes":2097152}\n')
-    assert not outgoing.is_above_water()
+    assert not outgoing.is_above_water
 
 
 def test_a_retransmission_no_larger_than_the_kernel_takes() -> None:
@@ -1386,7 +1389,7 @@ def test_a_retransmission_parked_and_sent(dialect: str) -> None:
     if dialect == "node":
         end.wait()
     assert end.protocol.next_stage().fds == [5]
-    end.protocol.write_refused()
+    end.protocol.wrote(Refused.IN_FLIGHT)
     end.wait()
     assert [fds for _, fds in end.write()] == [[5]]
 
@@ -1414,7 +1417,7 @@ def test_a_message_made_late(dialect: str) -> None:
     assert b"last" not in lines
     assert ended == [True]
     end.protocol.send(Late(make, lambda: ended.append(True)))
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert ended == [True, True]
 
 
@@ -1432,7 +1435,7 @@ def test_control_that_could_not_be_said_is_no_loss() -> None:
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
     assert end.protocol.next_stage().is_control
     assert not end.protocol.outgoing.idle
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert not end.protocol.outgoing.lost_something
 
 
@@ -1456,7 +1459,7 @@ def test_a_success_that_nobody_waits_for() -> None:
     end.write()
     end.feed(b'{"cmd":"NODE_HANDLEIPC","ack":1,"descriptors":99,"bytes":99999999}\n')
     assert end.outcomes() == []
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert [message for message, _ in end.outcomes()] == ["2"]
 
 
@@ -1490,7 +1493,7 @@ def test_what_comes_while_closing_is_dropped() -> None:
     assert end.protocol.incoming.held
     end.protocol.disconnect(9)
     end.feed(b'[0,"late"]\n')
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert end.take() == ["held"]
 
 
@@ -1499,5 +1502,5 @@ def test_what_is_held_when_a_dead_peer_had_disconnected() -> None:
     end = native()
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n[0,"held"]\n', [], lost=True)
     end.protocol.incoming.closing = True
-    end.protocol.receive_eof(peer_is_dead=True)
+    end.protocol.end(peer_is_dead=True)
     assert end.take() == []

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from handleipc.protocol.deliveries import MESSAGE_COST, Deliveries, Internal
+from handleipc.protocol.front import Faults
 from tests.protocol_pair import take_one
 
 
@@ -22,7 +23,7 @@ class Handle:
 
 def test_nothing_to_wait_for() -> None:
     """A message with no acknowledgement before it is ready at once."""
-    deliveries = Deliveries(32)
+    deliveries = Deliveries(32, Faults())
     deliveries.add_plain((1, None), 10)
     assert deliveries.settled
     assert (list(deliveries.ready), deliveries.bytes) == ([(1, None)], 10)
@@ -32,7 +33,7 @@ def test_nothing_to_wait_for() -> None:
 
 def test_a_chunk_waits_for_its_stage() -> None:
     """A handle, and what is behind it, is given when its control stage has passed, not before."""
-    deliveries = Deliveries(32)
+    deliveries = Deliveries(32, Faults())
     deliveries.add_handle((1, "a"), 10)
     deliveries.add_plain((2, None), 5)
     first = deliveries.control_staged()
@@ -44,16 +45,16 @@ def test_a_chunk_waits_for_its_stage() -> None:
     second = deliveries.control_staged()
     assert not deliveries.settled
     deliveries.control_passed(first)
-    assert deliveries.take_ready() == [(1, "a"), (2, None), (3, None)]
+    assert deliveries.take_all() == [(1, "a"), (2, None), (3, None)]
     deliveries.control_passed(second)
     assert deliveries.settled
-    assert deliveries.take_ready() == [(4, "b"), (5, None)]
+    assert deliveries.take_all() == [(4, "b"), (5, None)]
     assert (deliveries.bytes, deliveries.bytes_taken) == (0, 35)
 
 
 def test_a_stage_that_acknowledges_nothing() -> None:
     """It makes no chunk, and what comes behind it is ready."""
-    deliveries = Deliveries(32)
+    deliveries = Deliveries(32, Faults())
     deliveries.control_staged()
     deliveries.add_plain((1, None), 1)
     assert list(deliveries.ready) == [(1, None)]
@@ -61,7 +62,7 @@ def test_a_stage_that_acknowledges_nothing() -> None:
 
 def earned(ready: int) -> Deliveries:
     """Deliveries whose reader has earned all that may be acknowledged ahead."""
-    deliveries = Deliveries(ready)
+    deliveries = Deliveries(ready, Faults())
     deliveries.pace = ready
     return deliveries
 
@@ -83,7 +84,7 @@ def test_handles_untaken(at_once: bool) -> None:
     assert not deliveries.may_add_handle()
     deliveries.control_passed(deliveries.control_staged())
     if at_once:
-        assert len(deliveries.take_ready()) == 4
+        assert len(deliveries.take_all()) == 4
     else:
         deliveries.take()
         assert not deliveries.may_add_handle()
@@ -102,7 +103,7 @@ def test_handles_taken_while_others_wait() -> None:
     deliveries.control_passed(deliveries.control_staged())
     for n in (2, 3, 4):
         deliveries.add_handle((n, "h"), 1)
-    assert deliveries.take_ready() == [(1, "h")]
+    assert deliveries.take_all() == [(1, "h")]
     assert deliveries.may_add_handle()
     deliveries.add_handle((5, "h"), 1)
     assert not deliveries.may_add_handle()
@@ -110,7 +111,7 @@ def test_handles_taken_while_others_wait() -> None:
 
 def test_nothing_is_acknowledged_before_the_first_reader() -> None:
     """A process killed while it starts takes no handle with it; then one, and no more."""
-    deliveries = Deliveries(32)
+    deliveries = Deliveries(32, Faults())
     assert not deliveries.may_add_handle()
     deliveries.reader_came()
     assert deliveries.may_add_handle()
@@ -122,7 +123,7 @@ def test_nothing_is_acknowledged_before_the_first_reader() -> None:
 
 def test_the_pace_doubles_when_a_reader_that_took_handles_finds_nothing() -> None:
     """Up to ``ready``; a reader of plain messages, or of nothing at all, earns nothing."""
-    deliveries = Deliveries(5)
+    deliveries = Deliveries(5, Faults())
     deliveries.reader_came()
     deliveries.found_nothing()
     deliveries.add_plain((1, None), 1)
@@ -145,22 +146,22 @@ def test_the_pace_doubles_when_a_reader_that_took_handles_finds_nothing() -> Non
 def test_the_pace_falls_when_all_was_left_lying(takes: int, is_waited_for: bool, pace: int) -> None:
     """Back to one when nobody took any of it for a whole turn, and nobody was about to."""
     deliveries = earned(8)
-    deliveries.turn_ended(is_waited_for=False)
+    deliveries.begin_turn(reader_waits=False)
     assert deliveries.pace == 8  # nothing waits
     give(deliveries, "a", "b")
     for _ in range(takes):
         deliveries.take()
-    deliveries.turn_ended(is_waited_for=is_waited_for)
+    deliveries.begin_turn(reader_waits=is_waited_for)
     assert deliveries.pace == pace
-    deliveries.turn_ended(is_waited_for=False)
+    deliveries.begin_turn(reader_waits=False)
     assert deliveries.pace == 1
-    deliveries.turn_ended(is_waited_for=False)
+    deliveries.begin_turn(reader_waits=False)
     assert deliveries.pace == 1
 
 
 def test_something_awaited_needs_no_reader() -> None:
     """Up to ``ready`` at once: who waits for the peer must not make it wait for a reader here."""
-    deliveries = Deliveries(2)
+    deliveries = Deliveries(2, Faults())
     deliveries.is_awaited = True
     for handle in "ab":
         assert deliveries.may_add_handle()
@@ -184,10 +185,10 @@ def test_descriptors_are_counted_not_handles() -> None:
     deliveries.take()
     give(deliveries, "c", descriptors=5)
     deliveries.add_handle(("d", "d"), 1, 2)  # its stage has not left
-    assert [message for message, _ in deliveries.take_ready()] == ["c"]
+    assert [message for message, _ in deliveries.take_all()] == ["c"]
     assert deliveries.waiting_descriptors == 2
     deliveries.control_passed(deliveries.control_staged())
-    assert [message for message, _ in deliveries.take_ready()] == ["d"]
+    assert [message for message, _ in deliveries.take_all()] == ["d"]
     assert deliveries.waiting_descriptors == 0
     give(deliveries, "e", descriptors=2)
     deliveries.take()
@@ -211,13 +212,13 @@ def test_messages_without_handles_are_no_weight() -> None:
     give(deliveries, "a")
     deliveries.add_plain((1, None), 1)
     deliveries.add_handle(("b", "b"), 1)
-    assert len(deliveries.take_ready()) == 2
+    assert len(deliveries.take_all()) == 2
     assert deliveries.waiting_descriptors == 1
 
 
 def test_a_handle_larger_than_what_is_allowed_passes_alone() -> None:
     """When nothing waits; and nothing beside it until it is taken."""
-    deliveries = Deliveries(4)
+    deliveries = Deliveries(4, Faults())
     assert not deliveries.may_add_handle(9)
     deliveries.reader_came()
     assert deliveries.may_add_handle(9)
@@ -244,7 +245,7 @@ def test_refilled_from_half_on() -> None:
 
 def test_what_it_costs() -> None:
     """Small messages take many times their bytes: each counts, wherever it waits."""
-    deliveries = Deliveries(8)
+    deliveries = Deliveries(8, Faults())
     deliveries.add_plain((1, None), 10)
     deliveries.add_plain(Internal((2, None)), 20)
     deliveries.add_handle((3, "h"), 30)
@@ -258,7 +259,7 @@ def test_what_it_costs() -> None:
 @pytest.mark.parametrize("holds_back", [True, False])
 def test_internal_messages_overtake_while_nobody_listens(holds_back: bool) -> None:
     """Held back, plain messages wait and internal ones do not; else order is kept."""
-    deliveries = Deliveries(32)
+    deliveries = Deliveries(32, Faults())
     deliveries.hold_back(holds_back)
     deliveries.add_plain((0, None), 1)
     deliveries.add_plain(Internal(("i", None)), 2)
@@ -273,7 +274,7 @@ def test_internal_messages_overtake_while_nobody_listens(holds_back: bool) -> No
 
 def test_a_listener_that_went() -> None:
     """Internal messages in line behind plain ones overtake them when nobody listens any more."""
-    deliveries = Deliveries(32)
+    deliveries = Deliveries(32, Faults())
     deliveries.hold_back(False)
     deliveries.add_plain((1, None), 1)
     deliveries.hold_back(True)
@@ -282,16 +283,16 @@ def test_a_listener_that_went() -> None:
     deliveries.add_plain(Internal(("i", None)), 2)
     deliveries.add_plain((2, None), 4)
     deliveries.hold_back(True)
-    assert deliveries.take_urgent() == ("i", None)
+    assert deliveries.take(urgent=True) == ("i", None)
     assert (deliveries.bytes, deliveries.bytes_taken) == (5, 2)
-    assert deliveries.take_ready() == [(1, None), (2, None)]
+    assert deliveries.take_all() == [(1, None), (2, None)]
     assert (deliveries.bytes, deliveries.bytes_taken) == (0, 7)
 
 
 @pytest.mark.parametrize("deliver_unacked", [True, False])
 def test_settle(deliver_unacked: bool) -> None:
     """At the end a handle that was not acknowledged is closed, unless it is ours all the same."""
-    deliveries = Deliveries(32)
+    deliveries = Deliveries(32, Faults())
     staged, chunk = Handle(), Handle()
     deliveries.add_handle((1, staged), 1)
     deliveries.control_staged()
@@ -300,7 +301,7 @@ def test_settle(deliver_unacked: bool) -> None:
     deliveries.add_handle((4, object()), 1)  # nothing to close
     deliveries.settle(deliver_unacked=deliver_unacked)
     assert staged.closed is chunk.closed is not deliver_unacked
-    got = [message for message, _ in deliveries.take_ready()]
+    got = [message for message, _ in deliveries.take_all()]
     assert got == ([1, 2, 3, 4] if deliver_unacked else [3])
 
 
@@ -313,19 +314,20 @@ class Stubborn:
 
 def test_settle_when_a_close_raises() -> None:
     """It is kept for a report, and the others are closed all the same."""
-    deliveries = Deliveries(32)
+    faults = Faults()
+    deliveries = Deliveries(32, faults)
     stubborn, other = Stubborn(), Handle()
     deliveries.add_handle((1, stubborn), 1)
     deliveries.add_handle((2, other), 1)
     deliveries.settle(deliver_unacked=False)
     assert other.closed
-    ((handle, error),) = deliveries.failed
+    ((handle, error),) = faults.closes
     assert (handle, str(error)) == (stubborn, "close failed")
 
 
 def test_bytes_behind_an_acknowledgement() -> None:
     """They are counted while they wait, whichever way they came, and then as held."""
-    deliveries = Deliveries(32)
+    deliveries = Deliveries(32, Faults())
     deliveries.add_run([(0, None)], [1])
     deliveries.add_handle((1, "h"), 2)
     deliveries.add_plain((2, None), 4)
@@ -336,7 +338,7 @@ def test_bytes_behind_an_acknowledgement() -> None:
     assert (deliveries.bytes, deliveries.bytes_waiting) == (1, 126)
     deliveries.control_passed(number)
     assert (deliveries.bytes, deliveries.bytes_waiting) == (127, 0)
-    assert [message for message, _ in deliveries.take_ready()] == [0, 1, 2, 3, 4, 5, 6]
+    assert [message for message, _ in deliveries.take_all()] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_handle_of_nothing_is_not_counted() -> None:
@@ -357,7 +359,7 @@ def test_room_for_a_run(how: str) -> None:
     ):
         ends = []
         for _ in range(2):
-            deliveries = Deliveries(limit if how == "awaited" else 99)
+            deliveries = Deliveries(limit if how == "awaited" else 99, Faults())
             deliveries.pace = limit if how == "pace" else 0
             deliveries.is_awaited = how == "awaited"
             deliveries.takes_all = how == "all"

@@ -10,6 +10,7 @@ from handleipc.exceptions import DescriptorReleased
 from handleipc.handles.refusal import Refusal
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.channel import State
+from handleipc.wire.syscalls import Refused
 from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native
 
 NODE_HANDLE = b'{"cmd":"NODE_HANDLE","type":"net.Socket","msg":%d}\n'
@@ -148,7 +149,7 @@ def asked_again(count: int = 1) -> Fed:
     end.write()
     end.feed(again(1, 1))
     assert fds_of(end.write()) == [[5]]
-    end.protocol.outgoing.window.resends.peer_has_read = lambda: False
+    end.protocol.hooks.peer_has_read = lambda: False
     return end
 
 
@@ -163,7 +164,7 @@ def test_one_answer_at_a_time() -> None:
         end.wait()
         assert end.now == before + Limits().in_flight_delay_max
         assert end.write() == []
-    end.protocol.outgoing.window.resends.peer_has_read = lambda: True
+    end.protocol.hooks.peer_has_read = lambda: True
     end.wait()
     assert end.write() == [(b"[1,1]\n[3,1,1]\n", [5])]
     assert end.protocol.deadline() is None
@@ -223,7 +224,7 @@ def test_what_can_never_be_taken_is_refused_on_arrival(line: bytes) -> None:
     end.feed(b"[1,%d]\n" % count + line + b"[0,3]\n", fds)
     assert end.closed == fds
     assert b'"refuse":[[2,1,"type"]],"ack":0' in end.lines()
-    assert "never" in str(end.protocol.incoming.errors[0])
+    assert "never" in str(end.protocol.faults.errors[0])
     end.protocol.incoming.deliveries.pace = 8
     assert [item if isinstance(item, int) else item[0] for item in end.take()] == [1, 3]
 
@@ -306,7 +307,7 @@ def test_an_ack_that_waits_when_the_peer_has_gone() -> None:
     end.feed(NODE_HANDLE % 1, [5])
     end.feed(NODE_HANDLE % 2, [6])
     end.write()
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert [message for message, _ in end.take()] == [1, 2]
 
 
@@ -315,7 +316,7 @@ def test_a_node_peer_hears_of_a_lost_descriptor_at_once() -> None:
     end = Fed()
     end.feed(NODE_HANDLE % 1, [], lost=True)
     assert end.lines() == NACK
-    assert "a descriptor was lost" in str(end.protocol.incoming.errors[0])
+    assert "a descriptor was lost" in str(end.protocol.faults.errors[0])
 
 
 def test_an_outage_of_many_handles_has_one_clock() -> None:
@@ -373,7 +374,7 @@ def refuse_memory(end: Fed, most: int = 0) -> list[list[int]]:
     sent = []
     while (stage := end.protocol.next_stage()) is not None:
         if len(stage.fds) > most:
-            assert end.protocol.out_of_memory()
+            assert end.protocol.wrote(Refused.NO_MEMORY) is None
         else:
             sent.append(stage.fds)
             end.protocol.wrote(len(stage.data) - stage.offset)
@@ -417,7 +418,7 @@ def test_nothing_to_split(begun: bool) -> None:
     assert stage is not None
     if begun:
         end.protocol.wrote(3)
-    while end.protocol.out_of_memory():
+    while end.protocol.wrote(Refused.NO_MEMORY) is None:
         end.wait()
         stage = end.protocol.next_stage()
         assert stage is not None
@@ -430,7 +431,7 @@ def test_too_many_in_flight_of_a_control_line() -> None:
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
     stage = end.protocol.next_stage()
     assert stage is not None
-    assert end.protocol.out_of_memory()
+    assert end.protocol.wrote(Refused.NO_MEMORY) is None
     assert end.protocol.next_stage() is stage
     end.wait()
     assert b'"ack":1' in end.lines()
@@ -440,9 +441,9 @@ def test_too_many_in_flight_of_a_control_line() -> None:
 
 
 ENDERS = {
-    "eof": lambda end: end.protocol.receive_eof(),
-    "finish": lambda end: end.protocol.finish(),
-    "abort": lambda end: end.protocol.abort(DescriptorReleased("any error")),
+    "eof": lambda end: end.protocol.end(),
+    "finish": lambda end: end.protocol.end(politely=True),
+    "abort": lambda end: end.protocol.end(DescriptorReleased("any error")),
     "a fault of the peer": lambda end: end.feed(b"garbage\n"),
     "an unfinished set": lambda end: (end.feed(b"[1,1", [9]), end.wait()),
 }
@@ -461,7 +462,7 @@ def test_the_reading_side_is_shut_before_anything_is_settled(how: str) -> None:
         outgoing = end.protocol.outgoing
         seen.append((len(outgoing.outcomes), list(end.closed), end.protocol.state))
 
-    end.protocol.before_settling = note
+    end.protocol.hooks.settling = note
     ENDERS[how](end)
     assert seen == [(0, [], State.CLOSED)]
     assert len(end.outcomes()) == 1
@@ -480,7 +481,7 @@ def test_what_was_left_could_not_be_read(dialect: str, is_dead: bool, doubtful: 
     end.write()
     end.send(b"2", [6])
     assert (end.protocol.next_stage() is not None) is (dialect == "native")
-    end.protocol.abort(DescriptorReleased("why"), unread=True, peer_is_dead=is_dead)
+    end.protocol.end(DescriptorReleased("why"), unread=True, peer_is_dead=is_dead)
     first, second = end.outcomes()
     assert first == ("1", "in doubt: why" if doubtful else "why")
     assert second == ("2", "why")
@@ -496,7 +497,7 @@ def test_a_deaf_end_closes_what_comes_and_doubts_what_it_sent() -> None:
     end.feed(ack(1, 9))
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [6])
     assert end.closed == [6]
-    end.protocol.abort(DescriptorReleased("why"))
+    end.protocol.end(DescriptorReleased("why"))
     assert end.outcomes() == [("1", "in doubt: why")]
 
 
@@ -524,8 +525,7 @@ def test_an_end_that_has_hung_up_is_read_to_its_end() -> None:
     end = Fed(Limits(held_bytes=1, node_hard=1))
     end.feed(b'"more than a byte"\n')
     assert not end.protocol.want_read(waiting=False)
-    end.protocol.has_hung_up = True
-    assert end.protocol.want_read(waiting=False)
+    assert end.protocol.want_read(waiting=False, is_finite=True)
 
 
 def test_what_was_withdrawn_ends_once() -> None:
@@ -535,7 +535,7 @@ def test_what_was_withdrawn_ends_once() -> None:
     end.write()
     queued = [end.send(message) for message in (b"2", b"3", b"4")]
     assert end.protocol.outgoing.withdraw(queued[1])
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert [message for message, _ in end.outcomes()] == ["1", "2", "4"]
 
 

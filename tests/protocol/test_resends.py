@@ -6,13 +6,14 @@ import pytest
 
 from handleipc.exceptions import RemoteProtocolError
 from handleipc.limits import Limits
+from handleipc.protocol.front import Hooks
 from handleipc.protocol.resends import Resends
 from handleipc.protocol.timers import Timer, Timers
 
 
 def resends(limits: Limits | None = None) -> Resends:
     """Make one whose time stands still."""
-    return Resends(limits or Limits(), Timers(float))
+    return Resends(limits or Limits(), Timers(float), Hooks())
 
 
 def stage_all(answers: Resends) -> list[int]:
@@ -58,9 +59,9 @@ def test_one_answer_at_a_time_lies_unread() -> None:
     limits = Limits(in_flight_delay_max=0.5)
     now = 0.0
     timers = Timers(lambda: now)
-    answers = Resends(limits, timers)
+    answers = Resends(limits, timers, Hooks())
     has_read = False
-    answers.peer_has_read = lambda: has_read
+    answers._hooks.peer_has_read = lambda: has_read
     answers.ask(1)
     assert answers.may_leave()
     stage_all(answers)
@@ -77,7 +78,7 @@ def test_one_answer_at_a_time_lies_unread() -> None:
 def test_an_answer_that_was_acknowledged_is_not_unread() -> None:
     """Whoever acknowledges or refuses a handle has read it, and its asks are forgotten."""
     answers = resends()
-    answers.peer_has_read = lambda: False
+    answers._hooks.peer_has_read = lambda: False
     answers.ask(1)
     stage_all(answers)
     answers.left([1])
@@ -115,8 +116,8 @@ def test_what_did_not_leave_comes_first_again() -> None:
 def test_forget_everything() -> None:
     """At the end nothing is due, and nobody looks again."""
     timers = Timers(float)
-    answers = Resends(Limits(), timers)
-    answers.peer_has_read = lambda: False
+    answers = Resends(Limits(), timers, Hooks())
+    answers._hooks.peer_has_read = lambda: False
     answers.ask(1)
     stage_all(answers)
     answers.left([1])

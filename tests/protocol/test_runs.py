@@ -13,6 +13,7 @@ from handleipc.protocol.channel import State
 from handleipc.protocol.staging import HANDLES_BYTES, LONGEST_TYPE
 from handleipc.wire.envelope import RUN_BYTES
 from handleipc.wire.framing import DescriptorSet
+from handleipc.wire.syscalls import Refused
 from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native
 
 GRANTS = b'{"cmd":"NODE_HANDLEIPC","ack":%d,"descriptors":999,"bytes":9999999}\n'
@@ -151,7 +152,7 @@ def test_a_run_counts_as_it_is_long() -> None:
     last = end.send(b"2", [7])
     stage = end.protocol.next_stage()
     assert bytes(stage.data) == b'[4,1,"net.Socket",[0,1,2]]\n'
-    end.protocol.write_refused()
+    end.protocol.wrote(Refused.IN_FLIGHT)
     assert end.protocol.outgoing.withdraw(last)
     ((data, _),) = end.write()
     assert data == b'[4,1,"net.Socket",[0,1]]\n'
@@ -281,7 +282,7 @@ def test_internal_messages_of_a_run() -> None:
     """They overtake what waits for a reader."""
     end = native()
     seen: list[object] = []
-    end.protocol.incoming.on_internal = seen.append
+    end.protocol.hooks.internal = seen.append
     end.feed(b'[5,[1,{"cmd":"NODE_x"},{"cmd":"other"}]]\n')
     assert end.take() == [{"cmd": "NODE_x"}, 1, {"cmd": "other"}]
     assert seen == [{"cmd": "NODE_x"}]

@@ -68,5 +68,5 @@ def test_a_node_set_keeps_two() -> None:
     assert end.closed == [3, 4]
     end.feed(b'"type":"x","msg":1}\n')
     assert end.closed == [3, 4, 1, 2]
-    assert "2 descriptors" in str(end.protocol.incoming.errors[0])
+    assert "2 descriptors" in str(end.protocol.faults.errors[0])
     assert b"NODE_HANDLE_NACK" in end.lines()

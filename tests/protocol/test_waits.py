@@ -80,7 +80,7 @@ def test_in_the_node_dialect_too() -> None:
     end.write()
     assert turn(end, for_kernel=True) == b""
     end.wait()
-    assert end.protocol.nobody_takes
+    assert end.protocol.waits.nobody_takes
 
 
 # -- nobody takes -----------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_nobody_is_told_while_everything_is_taken() -> None:
 def test_the_end_of_the_channel_ends_the_time() -> None:
     """Whoever waits then learns why it ended."""
     end = blocked()
-    end.protocol.receive_eof()
+    end.protocol.end()
     assert end.protocol.deadline() is None
 
 
@@ -335,9 +335,9 @@ def test_who_looks_at_a_wait() -> None:
     assert end.protocol.is_waited_for
     end.now = end.protocol.deadline()
     end.protocol.on_deadline()
-    assert end.protocol.nobody_takes
+    assert end.protocol.waits.nobody_takes
     assert end.protocol.is_waited_for
-    end.protocol.receive_eof()
+    end.protocol.end()
     turn(end)
     assert not end.protocol.is_waited_for
 
@@ -358,8 +358,8 @@ def test_what_is_due_with_the_end_is_not_done() -> None:
 def test_faults_wait_to_be_told() -> None:
     """A handle that was refused, a warning of the dialect, and a close that failed."""
     end = native()
-    assert not end.protocol.has_faults
+    assert not end.protocol.faults
     end.feed(b'[1,1]\n[2,1,1,"kind",1]\n', [5])
-    assert end.protocol.has_faults
-    end.protocol.incoming.errors.clear()
-    assert not end.protocol.has_faults
+    assert end.protocol.faults
+    end.protocol.faults.errors.clear()
+    assert not end.protocol.faults
