@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +216,26 @@ def test_the_boundary_is_as_narrow_as_it_is_said_to_be() -> None:
             ):
                 module = str(node.module).removeprefix("handleipc.")
                 assert {alias.name for alias in node.names} <= TYPES.get(module, set()), name
+
+
+def test_the_map_names_what_is_there() -> None:
+    """Each name in CONTRIBUTING's table is in one of the files beside it."""
+    lines = (ROOT / "CONTRIBUTING.md").read_text().splitlines()
+    start = lines.index("| question | file | name |")
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]))
+    assert len(rows) > 10
+    for row in rows:
+        files, names = (re.findall("`([^`]+)`", cell) for cell in row.split("|")[-3:-1])
+        known = set()
+        for file in files:
+            for node in ast.parse((PACKAGE / f"{file}.py").read_text()).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                    known |= {node.name} | {
+                        f"{node.name}.{part.name}"
+                        for part in node.body
+                        if isinstance(part, ast.FunctionDef)
+                    }
+        assert names and set(names) <= known, row
 
 
 def test_the_test_finds_a_slip(tmp_path: Path) -> None:
