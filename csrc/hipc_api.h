@@ -59,10 +59,9 @@ typedef struct hipc_reader {
                            descriptors or lost some: first byte and end of that read, number of
                            descriptors that arrived, 1 if the kernel dropped some (MSG_CTRUNC) */
     int32_t *fds;       /* report: descriptors of all sets, in order of arrival */
-    int32_t *kinds;     /* report: hipc_kind of each */
     int32_t max_ends;
     int32_t max_sets;
-    int32_t max_fds;    /* at least HIPC_READ_FDS; `kinds` has the same size */
+    int32_t max_fds;    /* at least HIPC_READ_FDS */
 
     uint64_t position;  /* stream offset of data[0] */
     size_t consumed;    /* bytes at the front that the caller has taken */
@@ -80,8 +79,8 @@ typedef struct hipc_reader {
  * the report stay in the buffer (scanned < filled): no readiness of the socket will tell of them.
  *
  * Consumed bytes are dropped first, so offsets of an earlier report are no longer valid.
- * Descriptors arrive close-on-exec, sockets among them non-blocking. EINTR is retried. Never waits,
- * even if somebody who shares the open file description has made it blocking.
+ * Descriptors arrive close-on-exec; what they are is for hipc_adopt to say. EINTR is retried. Never
+ * waits, even if somebody who shares the open file description has made it blocking.
  *
  * Returns HIPC_DRAINED, HIPC_MORE, HIPC_FULL or HIPC_EOF; -errno if a read failed with nothing to
  * report. If there is something, it is reported, HIPC_MORE is returned and `error` is set.
@@ -195,3 +194,10 @@ void hipc_reset_signals(void);
  * Returns the kind; -errno (-EBADF) if it is not open.
  */
 int32_t hipc_kind(int fd);
+
+/*
+ * As hipc_kind, of a descriptor that was received; a socket is non-blocking from here on, or it
+ * would freeze the receiver's event loop. The flag belongs to the open file description, so a
+ * sender that keeps a copy shares it.
+ */
+int32_t hipc_adopt(int fd);

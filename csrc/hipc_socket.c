@@ -77,6 +77,16 @@ int32_t hipc_kind(int fd)
     return S_ISFIFO(status.st_mode) ? HIPC_KIND_FIFO : HIPC_KIND_OTHER;
 }
 
+int32_t hipc_adopt(int fd)
+{
+    int32_t kind = hipc_kind(fd);
+    int on = 1;
+
+    if (kind > 0 && (kind & HIPC_KIND_SOCKET))
+        (void)ioctl(fd, FIONBIO, &on);
+    return kind;
+}
+
 int hipc_close(int fd)
 {
     const struct linger none = {0, 0};
@@ -124,28 +134,17 @@ int64_t hipc_end(int fd, const char *data, size_t length)
     return (int64_t)length + drop_received(fd);
 }
 
-/* Take the descriptors in these bytes of a control message and report them, classified and
- * prepared. */
+/* Take the descriptors in these bytes of a control message and report them. */
 static int32_t take_fds(hipc_reader *reader, const char *data, size_t bytes)
 {
     int32_t count = (int32_t)(bytes / sizeof(int));
-    int on = 1;
 
     /* memcpy and not a cast: the data of a control message is not aligned for int everywhere. */
     memcpy(reader->fds + reader->n_fds, data, (size_t)count * sizeof(int));
-    for (int32_t i = 0; i < count; i++) {
-        int fd = reader->fds[reader->n_fds + i];
-        int32_t kind = hipc_kind(fd);
-
 #ifdef HIPC_SET_CLOEXEC
-        (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+    for (int32_t i = 0; i < count; i++)
+        (void)fcntl(reader->fds[reader->n_fds + i], F_SETFD, FD_CLOEXEC);
 #endif
-        /* A blocking socket would freeze the receiver's event loop. The flag belongs to the open
-         * file description, so a sender that keeps a copy shares it. */
-        if (kind > 0 && (kind & HIPC_KIND_SOCKET))
-            (void)ioctl(fd, FIONBIO, &on);
-        reader->kinds[reader->n_fds + i] = kind;
-    }
     reader->n_fds += count;
     return count;
 }

@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from handleipc.asyncio.registry import register
     from handleipc.asyncio.server import Server
     from handleipc.asyncio.target import freeze_support
-    from handleipc.handles.connection import Socket
     from handleipc.handles.fds import FileDescriptor
     from handleipc.handles.kinds import BoundSocket, Native
     from handleipc.handles.registry import Conversion
+    from handleipc.handles.sockets import Socket
 
 __version__ = "0.1.0"
 
@@ -115,10 +115,10 @@ _LATER = {
     "asyncio.server": ["Server"],
     "asyncio.streams": [],  # for what it registers: asyncio's own objects
     "asyncio.target": ["freeze_support"],
-    "handles.connection": ["Socket"],
     "handles.fds": ["FileDescriptor"],
     "handles.kinds": ["BoundSocket", "Native"],
     "handles.registry": ["Conversion"],
+    "handles.sockets": ["Socket"],
 }
 
 

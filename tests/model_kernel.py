@@ -163,7 +163,7 @@ class World:
             in_flight=InFlight(),
         )
 
-        def convert(tag: str, options: object, fds: list[int], kinds: list[int]) -> Token:
+        def convert(tag: str, options: object, fds: list[int]) -> Token:
             if {fd // 10 for fd in fds} != {fds[0] // 10}:
                 raise Violation(f"mixed up: descriptors {fds} in one handle")
             if fds[0] // 10 in self.scenario.refused:
@@ -172,10 +172,10 @@ class World:
                 raise Refusal("kind", "not what it claims to be")
             return Token(fds[0] // 10, fds, self, name)
 
-        def maker(tag: str, kind: int, options: object) -> Callable[[int, int], Token] | None:
+        def maker(tag: str, options: object) -> Callable[[int], Token] | None:
             if self.scenario.refused:
                 return None
-            return lambda fd, kind: Token(fd // 10, [fd], self, name)
+            return lambda fd: Token(fd // 10, [fd], self, name)
 
         return ChannelProtocol(self.scenario.limits, system, convert, maker=maker, **roles)
 
@@ -393,7 +393,7 @@ class World:
         end.received += len(data)
         if not (got or lost):
             return data, []
-        return data, [DescriptorSet(got, [0] * len(got), start, end.received, lost)]
+        return data, [DescriptorSet(got, start, end.received, lost)]
 
     def _do_eof(self, end: End, size: int) -> None:
         end.protocol.end()

@@ -71,14 +71,14 @@ class Fed:
             self.protocol.incoming.deliveries.pace = self.protocol.limits.ready
         self.framer = LineFramer(self.protocol.limits.line)
 
-    def _convert(self, tag: str, options: Any, fds: list[int], kinds: list[int]) -> Thing:
+    def _convert(self, tag: str, options: Any, fds: list[int]) -> Thing:
         if tag in ("kind", "type"):
             self.closed += fds
             raise Refusal(tag, f"refused {tag}")
         return Thing(self, tag, options, fds)
 
-    def _maker(self, tag: str, kind: int, options: Any) -> Callable[[int, int], Thing]:
-        return lambda fd, kind: Thing(self, tag, options, [fd])
+    def _maker(self, tag: str, options: Any) -> Callable[[int], Thing]:
+        return lambda fd: Thing(self, tag, options, [fd])
 
     # -- in --------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class Fed:
         if fds or lost:
             fds = fds or []
             end = self.received + len(data)
-            sets = [DescriptorSet(fds, [0] * len(fds), self.received, end, lost)]
+            sets = [DescriptorSet(fds, self.received, end, lost)]
         self.received += len(data)
         for i, batch in enumerate(self.framer.feed(data)):
             self.protocol.received(batch if i else dataclasses.replace(batch, sets=sets))

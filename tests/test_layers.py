@@ -31,7 +31,8 @@ LAYERS = [
     {"commands"},
     # handles
     {"handles.addresses", "handles.fds", "handles.group", "handles.refusal"},
-    {"handles.pending", "handles.connection", "handles.tracking"},
+    {"handles.pending", "handles.sockets", "handles.tracking"},
+    {"handles.connection"},
     {"handles.kinds"},
     {"handles.registry"},
     # protocol
@@ -85,7 +86,13 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PURE = {name for name, level in LEVEL.items() if level < LEVEL["wire.gaps"]}
 PURE_FILES = [f"handleipc/{name.replace('.', '/')}.py" for name in sorted(PURE)]
 FORBIDDEN_WHEN_PURE = {"asyncio", "select", "selectors", "threading", "subprocess"}
-MAY_BUILD_SOCKETS = {"handles.addresses", "handles.connection", "handles.kinds", "environment"}
+MAY_BUILD_SOCKETS = {
+    "handles.addresses",
+    "handles.connection",
+    "handles.sockets",
+    "handles.kinds",
+    "environment",
+}
 MAY_KNOW_TIME = {"system"}
 MAY_SEE_THE_CORE = {"wire.framing", "wire.syscalls", "cli"}
 

@@ -63,12 +63,12 @@ def count_runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     found: Counter[str] = Counter()
     claim_rest, messages = Pairing.claim_rest, Incoming.messages
 
-    def claimed(self: Pairing) -> tuple[list[int], list[int]]:
+    def claimed(self: Pairing) -> list[int]:
         places = self.places
-        fds, kinds = claim_rest(self)
+        fds = claim_rest(self)
         if places > 1:
             found["handles" if len(fds) == places else "handles, some lost"] += 1
-        return fds, kinds
+        return fds
 
     def took(self: Incoming, several: list[object], size: int) -> None:
         found["messages"] += len(several) > 1
@@ -269,10 +269,10 @@ def make_a_run_over_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
 def lose_the_first_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     claim_rest = Pairing.claim_rest
 
-    def shifted(self: Pairing) -> tuple[list[int], list[int]]:
+    def shifted(self: Pairing) -> list[int]:
         lost = self.places > len(self._fds) - self._claimed
-        fds, kinds = claim_rest(self)
-        return (fds[::-1], kinds) if lost else (fds, kinds)
+        fds = claim_rest(self)
+        return fds[::-1] if lost else fds
 
     monkeypatch.setattr(Pairing, "claim_rest", shifted)
 

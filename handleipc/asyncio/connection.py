@@ -12,7 +12,8 @@ from typing import TypeVar
 from handleipc.asyncio.adoption import StandIn, Tls
 from handleipc.asyncio.arrivals import arrivals, has_ended
 from handleipc.asyncio.lingering import linger
-from handleipc.handles.connection import BaseConnection, Socket, clear_linger
+from handleipc.handles.connection import BaseConnection
+from handleipc.handles.sockets import Socket, clear_linger
 from handleipc.wire.syscalls import discard, end_stream
 
 __all__ = ["PEEK_LIMIT", "PEEK_TIMEOUT", "Connection", "last_bytes", "peek_until"]

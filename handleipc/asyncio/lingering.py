@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from handleipc.handles.connection import BaseConnection, Socket
+from handleipc.handles.connection import BaseConnection
+from handleipc.handles.sockets import Socket
 from handleipc.wire.syscalls import end_stream
 
 __all__ = ["linger"]

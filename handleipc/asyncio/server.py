@@ -16,9 +16,9 @@ from handleipc.asyncio.listener import UNTAKEN, Listener
 from handleipc.asyncio.registry import default_registry
 from handleipc.asyncio.socketpath import BoundPath, remove_socket
 from handleipc.exceptions import DescriptorReleased, UnsupportedHandle
-from handleipc.handles.connection import own
 from handleipc.handles.kinds import NET_SERVER, prepare_held
 from handleipc.handles.pending import Held, PendingHandle
+from handleipc.handles.sockets import own
 from handleipc.handles.tracking import SocketLists
 from handleipc.system import close_quietly
 from handleipc.typing import Options

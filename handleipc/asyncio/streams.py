@@ -20,9 +20,9 @@ from typing import Any, cast
 from handleipc.asyncio.registry import default_registry
 from handleipc.exceptions import HandleNotDelivered, UnsupportedHandle
 from handleipc.handles import kinds
-from handleipc.handles.connection import Socket, clear_linger
 from handleipc.handles.kinds import HAS_RESET, NET_SERVER, NET_SOCKET, prepare_held
 from handleipc.handles.pending import Held, PendingHandle
+from handleipc.handles.sockets import Socket, clear_linger
 from handleipc.wire import codec
 
 __all__ = ["StreamPending"]

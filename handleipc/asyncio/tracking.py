@@ -84,10 +84,8 @@ class TrackingDriver(Driver):
         handle._group = None
         group.handed_on(self.lists.sender(group, reports=self._protocol.peer_is_native))
 
-    def _convert(
-        self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
-    ) -> object:
-        handle = default_registry.convert(tag, options, fds, kinds)
+    def _convert(self, tag: str, options: Options | None, fds: list[int]) -> object:
+        handle = default_registry.convert(tag, options, fds)
         if isinstance(handle, Server):
             handle._share(self.lists, options)
         if options is None:
@@ -98,11 +96,9 @@ class TrackingDriver(Driver):
             handle._group.opened_here()
         return handle
 
-    def _maker(
-        self, tag: str, kind: int, options: Options | None
-    ) -> Callable[[int, int], object] | None:
+    def _maker(self, tag: str, options: Options | None) -> Callable[[int], object] | None:
         """Return what makes the handles of a run, as ``_convert`` would; None if that is to."""
-        make = default_registry.maker(tag, kind)
+        make = default_registry.maker(tag)
         if make is None or options is None:
             return make
         key = options.get("key")
@@ -110,8 +106,8 @@ class TrackingDriver(Driver):
             return None
         group = self.lists.receiver(key)
 
-        def counted(fd: int, kind: int) -> object:
-            connection: Any = make(fd, kind)
+        def counted(fd: int) -> object:
+            connection: Any = make(fd)
             connection._group = group
             group.opened_here()
             return connection

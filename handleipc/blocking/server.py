@@ -13,8 +13,9 @@ from handleipc.asyncio.server import Server as AsyncServer
 from handleipc.blocking.taking import Takes, call, run, within
 from handleipc.exceptions import ChannelClosed
 from handleipc.handles.addresses import Address
-from handleipc.handles.connection import BaseConnection, Socket
+from handleipc.handles.connection import BaseConnection
 from handleipc.handles.kinds import prepare_connection
+from handleipc.handles.sockets import Socket
 
 __all__ = ["Connection", "Server"]
 

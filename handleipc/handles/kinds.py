@@ -15,8 +15,10 @@ import ssl
 from collections.abc import Callable
 
 from handleipc.exceptions import HandleNotDelivered, UnsupportedHandle
-from handleipc.handles.connection import (
-    BaseConnection,
+from handleipc.handles.connection import BaseConnection
+from handleipc.handles.fds import FD, FileDescriptor
+from handleipc.handles.pending import Held, Lent, Moved, PendingHandle
+from handleipc.handles.sockets import (
     Socket,
     clear_linger,
     family_of,
@@ -25,8 +27,6 @@ from handleipc.handles.connection import (
     type_of,
     was_connected,
 )
-from handleipc.handles.fds import FD, FileDescriptor
-from handleipc.handles.pending import Held, Lent, Moved, PendingHandle
 from handleipc.typing import HasFileno, Options
 from handleipc.wire import codec
 from handleipc.wire.syscalls import KIND_FIFO, KIND_LISTENING, KIND_SOCKET, descriptor_kind

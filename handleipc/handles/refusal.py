@@ -13,11 +13,11 @@ from handleipc.typing import Options
 
 __all__ = ["Check", "Convert", "Maker", "Refusal", "accept_any", "make_none", "refusal_in_words"]
 
-# (tag, options, descriptors owned, their kinds) -> handle. Owns the descriptors whatever happens.
-Convert = Callable[[str, Options | None, list[int], list[int]], object]
-# (tag, kind, options) -> what makes handles of one such descriptor and its kind, each at once and
-# without raising; None if each is to be converted.
-Maker = Callable[[str, int, Options | None], Callable[[int, int], object] | None]
+# (tag, options, descriptors owned) -> handle. Owns the descriptors whatever happens.
+Convert = Callable[[str, Options | None, list[int]], object]
+# (tag, options) -> what makes handles of one descriptor each, at once and without raising; None if
+# each is to be converted.
+Maker = Callable[[str, Options | None], Callable[[int], object] | None]
 # (tag, number of descriptors) -> why such a handle can never be converted, or None.
 Check = Callable[[str, int], "Refusal | None"]
 
@@ -37,7 +37,7 @@ class Refusal(HandleError):
         return str(self.args[1])
 
 
-def make_none(tag: str, kind: int, options: Options | None) -> None:
+def make_none(tag: str, options: Options | None) -> None:
     """Say of every kind of handle that each is to be converted."""
 
 

@@ -18,7 +18,7 @@ from handleipc.limits import Shape
 from handleipc.texts import quoted
 from handleipc.typing import JSON, Options
 from handleipc.wire import codec
-from handleipc.wire.syscalls import discard
+from handleipc.wire.syscalls import adopt, discard
 
 __all__ = ["Builder", "Conversion", "Fallback", "Preparer", "Registry"]
 
@@ -69,7 +69,7 @@ class Registry:
         self._custom: dict[str, Conversion[Any]] = {}
         self._found: dict[type, Preparer | None] = {}
         self._fallbacks: list[Fallback] = []
-        self._plain_builders: dict[str, Callable[[int, int], object]] = {}
+        self._plain_builders: dict[str, Callable[[int], object]] = {}
 
     def add_fallback(self, fallback: Fallback) -> None:
         """Ask ``fallback`` about objects of types nobody has named; None means it knows neither."""
@@ -84,7 +84,7 @@ class Registry:
         self,
         tag: str,
         builder: Builder,
-        plain: Callable[[int, int], object] | None = None,
+        plain: Callable[[int], object] | None = None,
     ) -> None:
         """Make what arrives under a built-in tag with ``builder``, which owns the descriptor.
 
@@ -92,8 +92,8 @@ class Registry:
             tag: the tag.
             builder: called with the descriptor, its kind and the options. One that raises does
                 not own the descriptor.
-            plain: called instead, without them, where there are none and nobody looks at each;
-                it raises nothing.
+            plain: called instead with the descriptor alone, where there are no options and nobody
+                looks at each. It raises nothing, and its object looks what it is when it is used.
         """
         self._builders[tag] = builder
         if plain is not None:
@@ -169,9 +169,7 @@ class Registry:
         preparer = self._found[python_type] = self._preparers.get(base)
         return preparer
 
-    def convert(
-        self, tag: str, options: Options | None, fds: list[int], kinds: list[int]
-    ) -> object:
+    def convert(self, tag: str, options: Options | None, fds: list[int]) -> object:
         """Make a handle of descriptors that were received; owns them whatever happens.
 
         Raises:
@@ -180,9 +178,10 @@ class Registry:
         builder = self._builders.get(tag)
         if builder is None:
             return self._convert_custom(tag, options, fds)
-        if len(fds) == 1 and (tag == FD or is_expected(tag, kinds[0], options)):
+        kind = _adopt(fds[0]) if len(fds) == 1 else 0
+        if len(fds) == 1 and (tag == FD or is_expected(tag, kind, options)):
             try:
-                return builder(fds[0], kinds[0], options)
+                return builder(fds[0], kind, options)
             except Exception as error:
                 # Of the system; or no event loop runs, at an end without one.
                 discard(*fds)
@@ -191,15 +190,12 @@ class Registry:
         discard(*fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
 
-    def maker(self, tag: str, kind: int) -> Callable[[int, int], object] | None:
-        """Return what makes handles of this tag that come without options, of such descriptors.
+    def maker(self, tag: str) -> Callable[[int], object] | None:
+        """Return what makes handles of this tag that come without options.
 
-        It does what ``convert`` would, and raises nothing. None if each is to be converted.
+        It raises nothing. None if each is to be converted.
         """
-        plain = self._plain_builders.get(tag)
-        if plain is not None and (tag == FD or is_expected(tag, kind, None)):
-            return plain
-        return None
+        return self._plain_builders.get(tag)
 
     def check(self, tag: str, count: int) -> Refusal | None:
         """Return why a handle of this tag and number of descriptors can never be converted.
@@ -216,7 +212,7 @@ class Registry:
         """As ``check``, for a channel that accepts none."""
         return _against_policy(tag)
 
-    def refuse(self, tag: str, options: Options | None, fds: list[int], kinds: list[int]) -> object:
+    def refuse(self, tag: str, options: Options | None, fds: list[int]) -> object:
         """Refuse any handle, for a channel that accepts none.
 
         Raises:
@@ -230,6 +226,8 @@ class Registry:
         if conversion is None:
             discard(*fds)
             raise _unknown(tag)
+        for fd in fds:
+            _adopt(fd)
         owned = [FileDescriptor(fd) for fd in fds]
         try:
             return conversion.from_wire((options or {}).get("details"), owned)
@@ -292,6 +290,14 @@ def _prepare_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -
         native_only=True,
         on_delivered=None if keep_open else close,
     )
+
+
+def _adopt(fd: int) -> int:
+    """Return the kind of a received descriptor, non-blocking from here on; 0 if nobody can say."""
+    try:
+        return adopt(fd)
+    except OSError:
+        return 0
 
 
 def _unknown(tag: str) -> Refusal:

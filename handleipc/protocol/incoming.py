@@ -178,8 +178,7 @@ class Incoming:
         """
         self.credit.take_handles(line.sequence, 1, line.fds)
         self.credit.take_bytes(size)
-        fds, kinds = self.pairing.claim(line.fds)
-        self._take_handle(line, size, fds, kinds)
+        self._take_handle(line, size, self.pairing.claim(line.fds))
 
     def run(self, line: envelope.Run, at: int, size: int) -> None:
         """Take ``[4,...]``, the line of a run of handles, which begins at stream offset ``at``.
@@ -192,36 +191,34 @@ class Incoming:
         self.descriptor_count(count, at)
         self.credit.take_handles(first, count, count)
         self.credit.take_bytes(size)
-        fds, kinds = self.pairing.claim_rest()
+        fds = self.pairing.claim_rest()
         sizes = _shares(size, count)
         try:
-            for i in range(self._make_run(line, fds, kinds, sizes), count):
+            for i in range(self._make_run(line, fds, sizes), count):
                 # A conversion may keep its description, or take it apart: each has its own.
                 one = envelope.Handle(first + i, 1, tag, messages[i], copy.deepcopy(options))
                 own = [fds.pop(0)] if fds else None
-                self._take_handle(one, sizes[i], own, kinds[i : i + 1])
+                self._take_handle(one, sizes[i], own)
         finally:
             self._close(fds)  # a signal handler raised
 
-    def _make_run(
-        self, line: envelope.Run, fds: list[int], kinds: list[int], sizes: list[int]
-    ) -> int:
+    def _make_run(self, line: envelope.Run, fds: list[int], sizes: list[int]) -> int:
         """Make as many handles of a run as may be acknowledged, without a question about each.
 
         Takes their descriptors out of ``fds``. Returns how many: none if there are questions.
         """
-        if not (self.is_clear and fds) or kinds.count(kinds[0]) != len(fds):
+        if not (self.is_clear and fds):
             return 0
-        kind, messages = kinds[0], line.messages
+        messages = line.messages
         most = min(self.deliveries.room(len(messages)), len(fds))
-        make = self._maker(line.tag, kind, line.options) if most else None
+        make = self._maker(line.tag, line.options) if most else None
         if make is None:
             return 0
         run: list[Received] = []
         try:
             for message in messages[:most]:
                 # Out of the list first: what is being made may have it, if a signal handler raises.
-                received: Received = (message, make(fds.pop(0), kind))
+                received: Received = (message, make(fds.pop(0)))
                 if type(message) is dict and "cmd" in message:
                     received = as_received(*received)
                 run.append(received)
@@ -231,15 +228,13 @@ class Incoming:
         self.news.acknowledge(line.sequence + most - 1, most)
         return most
 
-    def _take_handle(
-        self, line: envelope.Handle, size: int, fds: list[int] | None, kinds: list[int]
-    ) -> None:
+    def _take_handle(self, line: envelope.Handle, size: int, fds: list[int] | None) -> None:
         """Take a handle with its descriptors, None if some were lost: it is released, or waits."""
         sequence, count = line.sequence, line.fds
         if fds is not None and self.is_clear and self.deliveries.may_add_handle(count):
-            self._release_handle(line, count, size, fds=fds, kinds=kinds)
+            self._release_handle(line, count, size, fds)
             return
-        item = HeldLine(size, line.message, sequence, count, line.tag, line.options, fds, kinds)
+        item = HeldLine(size, line.message, sequence, count, line.tag, line.options, fds)
         self.held.append(item)
         if self.closing:
             self._refuse(item, "closing")
@@ -269,10 +264,10 @@ class Incoming:
 
     def again(self, line: envelope.Again) -> None:
         """Take ``[3,s,f]``, descriptors we asked for. Raises RemoteProtocolError if we did not."""
-        fds, kinds = self.pairing.claim(line.fds)
+        fds = self.pairing.claim(line.fds)
         used = False
         try:
-            used = self.lost.answer(line.sequence, fds, kinds)
+            used = self.lost.answer(line.sequence, fds)
         finally:
             if not used:
                 self._close(fds)
@@ -343,7 +338,7 @@ class Incoming:
             ):
                 return
             else:
-                self._release_handle(item, item.n_fds, item.size, fds=item.fds, kinds=item.kinds)
+                self._release_handle(item, item.n_fds, item.size, item.fds)
             held.popleft()
 
     def _release_plain(self, item: HeldLine) -> None:
@@ -357,13 +352,11 @@ class Incoming:
         line: envelope.Handle | HeldLine,
         count: int,
         size: int,
-        *,
         fds: list[int],
-        kinds: list[int],
     ) -> None:
         sequence = line.sequence
         try:
-            handle = self._convert(line.tag, line.options, fds, kinds)
+            handle = self._convert(line.tag, line.options, fds)
         except Refusal as refusal:
             self._errors.append(refusal)
             self.news.refuse(sequence, refusal.code)
@@ -450,7 +443,7 @@ class Incoming:
                 self._close(item.fds)
                 return
             try:
-                handle = self._convert(item.tag, item.options, item.fds, item.kinds)
+                handle = self._convert(item.tag, item.options, item.fds)
             except Refusal as refusal:
                 self._errors.append(refusal)
                 return

@@ -43,7 +43,6 @@ class HeldLine:
     tag: str = ""
     options: Options | None = None
     fds: list[int] | None = None
-    kinds: list[int] = dataclasses.field(default_factory=list)
     is_refused: bool = False
 
 
@@ -119,7 +118,7 @@ class Lost:
                 self.open(line)
                 return
 
-    def answer(self, sequence: int, fds: list[int] | None, kinds: list[int]) -> bool:
+    def answer(self, sequence: int, fds: list[int] | None) -> bool:
         """Take descriptors that came again; None if they were lost again.
 
         Returns:
@@ -135,7 +134,7 @@ class Lost:
         hole = self.first
         if hole is not None and hole.sequence == sequence:
             if fds is not None:
-                hole.fds, hole.kinds = fds, kinds
+                hole.fds = fds
                 self._seen = -math.inf
                 self.next()
                 return True

@@ -155,7 +155,7 @@ class NodeHandles:
             self._reject("the peer sent a handle without its descriptor")
             return False
         if len(found.fds) == 1 and not self._closing:
-            item.fds, item.kinds = found.fds, found.kinds
+            item.fds = found.fds
             self.replies.postponed += 1
             return True
         self._close(found.fds)
@@ -179,7 +179,7 @@ class NodeHandles:
         if deliveries.waiting_descriptors >= self._window and not deliveries.takes_all:
             return False
         try:
-            handle = self._convert(item.tag, item.options, fds, item.kinds)
+            handle = self._convert(item.tag, item.options, fds)
         except Refusal as refusal:
             self._reject(str(refusal), refusal)
         else:

@@ -38,7 +38,6 @@ class Pairing:
         """Those that no line has claimed."""
         # The set being used up: what arrived, how much of it is claimed, places not claimed.
         self._fds: list[int] = []
-        self._kinds: list[int] = []
         self._claimed = 0
         self.places = 0
         """Of the set being used up, that no line has claimed."""
@@ -111,7 +110,7 @@ class Pairing:
         if found is None:
             raise RemoteProtocolError(f"the peer declared {count} descriptors and sent none")
         # Ours first: on an error below they are closed with everything else.
-        self._fds, self._kinds, self._claimed = found.fds, found.kinds, 0
+        self._fds, self._claimed = found.fds, 0
         self._position = found.start
         arrived = len(found.fds)
         if arrived > count or (arrived < count and not found.truncated):
@@ -119,8 +118,8 @@ class Pairing:
         self.places = count
         return arrived < count
 
-    def claim(self, count: int) -> tuple[list[int] | None, list[int]]:
-        """Take ``count`` places of the current set: descriptors and kinds, None if some were lost.
+    def claim(self, count: int) -> list[int] | None:
+        """Take the descriptors of ``count`` places of the current set; None if some were lost.
 
         The kernel keeps the first ones of a set, so what is lost is at its end.
 
@@ -134,14 +133,14 @@ class Pairing:
         self._claimed = end = start + count
         fds = self._fds[start:end]
         if len(fds) == count:
-            return fds, self._kinds[start:end]
+            return fds
         self._close(fds)
-        return None, []
+        return None
 
-    def claim_rest(self) -> tuple[list[int], list[int]]:
-        """Take all places of the current set: the descriptors that were not lost, and kinds."""
+    def claim_rest(self) -> list[int]:
+        """Take all places of the current set: the descriptors that were not lost."""
         start, self._claimed, self.places = self._claimed, len(self._fds), 0
-        return self._fds[start:], self._kinds[start:]
+        return self._fds[start:]
 
     def close(self) -> None:
         """Close everything that was not claimed."""
@@ -149,7 +148,7 @@ class Pairing:
             self._close(unclaimed.fds)
         self.sets.clear()
         self._close(self._fds[self._claimed :])
-        self._fds, self._kinds, self._claimed, self.places = [], [], 0, 0
+        self._fds, self._claimed, self.places = [], 0, 0
 
     def _close(self, fds: list[int]) -> None:
         for fd in fds:

@@ -58,7 +58,6 @@ class DescriptorSet:
     """
 
     fds: list[int]
-    kinds: list[int]
     start: int
     end: int
     truncated: bool
@@ -111,16 +110,16 @@ class LineFramer:
 
     def __init__(self, line_limit: int) -> None:
         self._limit = line_limit
-        sizes = [MAX_ENDS, MAX_SETS * lib.HIPC_SET_FIELDS, MAX_FDS, MAX_FDS]
-        # One block: the allocator's notes between four would touch a page each.
+        sizes = [MAX_ENDS, MAX_SETS * lib.HIPC_SET_FIELDS, MAX_FDS]
+        # One block: the allocator's notes between three would touch a page each.
         self._report = _new("int32_t[]", sum(sizes))
         whole = memoryview(ffi.buffer(self._report)).cast("i")
         *starts, _ = itertools.accumulate(sizes, initial=0)
         views = [whole[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-        self._ends_view, self._sets_view, self._fds_view, self._kinds_view = views
+        self._ends_view, self._sets_view, self._fds_view = views
         self.reader = ffi.new("hipc_reader *")
         reader = self.reader
-        reader.ends, reader.sets, reader.fds, reader.kinds = (self._report + at for at in starts)
+        reader.ends, reader.sets, reader.fds = (self._report + at for at in starts)
         self.reader.max_ends = MAX_ENDS
         self.reader.max_sets = MAX_SETS
         self.reader.max_fds = MAX_FDS
@@ -173,16 +172,13 @@ class LineFramer:
         n_sets = reader.n_sets
         flat = self._sets_view[: n_sets * lib.HIPC_SET_FIELDS].tolist()
         fds = self._fds_view[: reader.n_fds].tolist()
-        kinds = self._kinds_view[: reader.n_fds].tolist()
         reader.n_sets = reader.n_fds = 0
         sets, at, position = [], 0, reader.position
         for i in range(0, len(flat), lib.HIPC_SET_FIELDS):
             start, end, count, truncated = flat[i : i + lib.HIPC_SET_FIELDS]
             stop = at + count
             sets.append(
-                DescriptorSet(
-                    fds[at:stop], kinds[at:stop], position + start, position + end, bool(truncated)
-                )
+                DescriptorSet(fds[at:stop], position + start, position + end, bool(truncated))
             )
             at = stop
         return sets

@@ -21,6 +21,7 @@ __all__ = [
     "Acceptor",
     "Receiver",
     "Refused",
+    "adopt",
     "close_received",
     "descriptor_kind",
     "discard",
@@ -101,6 +102,18 @@ def descriptor_kind(fd: int) -> int:
         OSError: it is not open.
     """
     kind = lib.hipc_kind(fd)
+    if kind < 0:
+        raise OSError(-kind, os.strerror(-kind))
+    return kind
+
+
+def adopt(fd: int) -> int:
+    """Return what a received descriptor is, as ``descriptor_kind``; make a socket non-blocking.
+
+    Raises:
+        OSError: it is not open.
+    """
+    kind = lib.hipc_adopt(fd)
     if kind < 0:
         raise OSError(-kind, os.strerror(-kind))
     return kind

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import select
 import signal
 import socket
 import ssl
@@ -13,7 +15,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from handleipc.exceptions import DescriptorReleased, UnsupportedHandle
-from handleipc.handles.connection import BaseConnection, Socket, family_of, protocol_of, type_of
+from handleipc.handles.connection import BaseConnection
+from handleipc.handles.sockets import Socket, family_of, protocol_of, type_of
 from handleipc.handles.fds import FileDescriptor
 from handleipc.handles.group import Group
 from handleipc.wire.syscalls import descriptor_kind
@@ -492,7 +495,7 @@ def test_end_is_counted_by_a_socket_that_is_dropped(tcp: Tcp, group: Group) -> N
     """A socket that is forgotten says so, is closed, and counted down."""
     client, connect = tcp
     sock = connect(group=group).socket()
-    with pytest.warns(ResourceWarning, match="unclosed <handleipc.handles.connection.Socket"):
+    with pytest.warns(ResourceWarning, match="unclosed <handleipc.handles.sockets.Socket"):
         del sock
     assert group.local == 0
     assert ends_at(client)
@@ -576,3 +579,77 @@ def test_end_of_a_socket_is_told_once(tcp: Tcp, end: str) -> None:
         os.close(sock.detach())
     sock.close()
     assert told == [-1]
+
+
+# -- one that came, and at which nobody has looked -------------------------------------------------
+
+USES: dict[str, Callable[[BaseConnection], object]] = {
+    "fileno": BaseConnection.fileno,
+    "family": lambda connection: connection.family,
+    "peername": lambda connection: connection.peername,
+    "sockname": lambda connection: connection.sockname,
+    "peek": lambda connection: connection.peek(1),
+    "socket": BaseConnection.socket,
+    "detach": BaseConnection.detach,
+    "move": BaseConnection._move,
+    "from": BaseConnection._from,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_the_first_use_looks(tcp: Tcp, use: str) -> None:
+    """It is what it should be, and does not block from then on."""
+    client, connect = tcp
+    client.sendall(b"x")
+    fd = connect().detach()
+    os.set_blocking(fd, True)
+    select.select([fd], [], [], 10)
+    connection = BaseConnection(fd)
+    assert os.get_blocking(fd)
+    made = USES[use](connection)
+    assert not os.get_blocking(fd)
+    assert connection.family == socket.AF_INET
+    if hasattr(made, "close"):
+        made.close()
+    elif use in {"detach", "move"}:
+        os.close(fd)
+        connection._moved()
+    connection.close()
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("what", ["pipe", "udp", "listening", "seqpacket"])
+def test_the_first_use_finds_a_lie(what: str, use: str) -> None:
+    """A peer may say what it likes: the object is no connection, whatever is tried, and closes."""
+    with contextlib.ExitStack() as stack:
+        if what == "pipe":
+            fd, other = os.pipe()
+            stack.callback(os.close, other)
+        elif what == "listening":
+            fd = socket.create_server(("127.0.0.1", 0)).detach()
+        elif what == "udp":
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(("127.0.0.1", 0))
+            sock.connect(sock.getsockname())
+            fd = sock.detach()
+        else:
+            one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.enter_context(two)
+            fd = one.detach()
+        connection = BaseConnection(fd)
+        for _ in range(2):
+            with pytest.raises(UnsupportedHandle, match="net.Socket with a descriptor of another"):
+                USES[use](connection)
+        assert not connection.closed
+        connection.close()
+        assert connection.closed
+        with pytest.raises(DescriptorReleased, match="is closed"):
+            USES[use](connection)
+
+
+def test_closed_without_a_look(tcp: Tcp) -> None:
+    """Nobody asks what it was."""
+    client, connect = tcp
+    connection = BaseConnection(connect().detach())
+    connection.close()
+    assert ends_at(client)

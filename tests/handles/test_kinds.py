@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from handleipc.exceptions import DescriptorReleased, HandleNotDelivered, UnsupportedHandle
 from handleipc.handles import kinds
-from handleipc.handles.connection import BaseConnection, Socket
+from handleipc.handles.connection import BaseConnection
+from handleipc.handles.sockets import Socket
 from handleipc.handles.fds import FileDescriptor
 from handleipc.handles.group import Group
 from handleipc.handles.kinds import BoundSocket, Native, is_expected, prepare_native, prepare_socket

@@ -18,7 +18,7 @@ from handleipc.handles.fds import FileDescriptor
 from handleipc.handles.pending import Held, PendingHandle
 from handleipc.handles.refusal import Refusal
 from handleipc.handles.registry import Registry
-from handleipc.wire.syscalls import KIND_LISTENING, KIND_SOCKET, descriptor_kind
+from handleipc.wire.syscalls import KIND_OTHER
 from tests.linger import lingering, lingers
 
 
@@ -280,8 +280,8 @@ def test_register_again(registry: Registry) -> None:
     assert registry.prepare(log, True).tag == "log2"
     log.close()
     with pytest.raises(Refusal, match="type 'log', which nobody registered"):
-        registry.convert("log", None, [new_fd()], [0])
-    arrived = registry.convert("log2", None, [new_fd()], [0])
+        registry.convert("log", None, [new_fd()])
+    arrived = registry.convert("log2", None, [new_fd()])
     assert isinstance(arrived, Log)
     arrived.close()
 
@@ -296,7 +296,7 @@ def test_register_again_with_the_same_tag(registry: Registry) -> None:
             return log
 
     registry.register(Log, Other())
-    log = registry.convert("log", None, [new_fd()], [0])
+    log = registry.convert("log", None, [new_fd()])
     assert isinstance(log, Log)
     assert log.name == "other"
     log.close()
@@ -316,7 +316,7 @@ def test_register_again_a_tag_that_two_types_have(registry: Registry) -> None:
     renamed = SpecialConversion()
     renamed.tag = "special"
     registry.register(Special, renamed)
-    log = registry.convert("log", None, [new_fd()], [0])
+    log = registry.convert("log", None, [new_fd()])
     assert isinstance(log, Log)
     log.close()
 
@@ -335,10 +335,10 @@ def test_copy_is_independent(registry: Registry) -> None:
     assert other.prepare(log, True).tag == "new"
     assert registry.prepare(log, True).tag == "log"
     with pytest.raises(Refusal, match="type 'new', which nobody registered"):
-        registry.convert("new", None, [new_fd()], [0])
+        registry.convert("new", None, [new_fd()])
     log.close()
     fd = new_fd()
-    built = other.convert("fd", None, [fd], [descriptor_kind(fd)])
+    built = other.convert("fd", None, [fd])
     assert isinstance(built, FileDescriptor)
     built.close()
 
@@ -352,29 +352,41 @@ def test_convert_built_in() -> None:
     registry.add_builder(kinds.NET_NATIVE, partial(kinds.build_native, kinds.NET_NATIVE))
     reading, writing = os.pipe()
     with FileDescriptor(writing):
-        built = registry.convert("net.Native", None, [reading], [descriptor_kind(reading)])
+        built = registry.convert("net.Native", None, [reading])
         assert isinstance(built, FileDescriptor)
         built.close()
 
 
 def test_makers_of_runs() -> None:
-    """What can raise, or is to be seen, has none; nor has a descriptor of another kind."""
+    """What can raise, or is to be seen, has none."""
     registry = Registry()
-    registry.add_builder("fd", lambda fd, kind, options: (fd, options), lambda fd, kind: fd)
-    registry.add_builder(
-        kinds.NET_SOCKET, lambda fd, kind, options: (fd, options), lambda fd, kind: fd
-    )
-    assert registry.convert("fd", {"a": 1}, [5], [7]) == (5, {"a": 1})
-    assert registry.convert("fd", None, [5], [7]) == (5, None)
-    make = registry.maker("fd", 7)
+    registry.add_builder("fd", lambda fd, kind, options: (fd, kind, options), lambda fd: fd)
+    fd = new_fd()
+    assert registry.convert("fd", {"a": 1}, [fd]) == (fd, KIND_OTHER, {"a": 1})
+    assert registry.convert("fd", None, [fd]) == (fd, KIND_OTHER, None)
+    assert registry.convert("fd", None, [-1]) == (-1, 0, None)
+    os.close(fd)
+    make = registry.maker("fd")
     assert make is not None
-    assert make(6, 7) == 6
-    assert registry.copy().maker("fd", 7) is not None
-    stream = KIND_SOCKET | socket.AF_INET << 8 | socket.SOCK_STREAM
-    assert registry.maker(kinds.NET_SOCKET, stream) is not None
-    assert registry.maker(kinds.NET_SOCKET, stream | KIND_LISTENING) is None
+    assert make(6) == 6
+    assert registry.copy().maker("fd") is not None
     registry.add_builder("fd", kinds.build_fd)
-    assert registry.maker("fd", 7) is None
+    assert registry.maker("fd") is None
+
+
+def test_what_is_converted_does_not_block() -> None:
+    """Whatever its tag: a blocking socket would freeze the event loop."""
+    registry = Registry()
+    registry.add_builder("fd", kinds.build_fd)
+    registry.register(Log, LogConversion())
+    for tag in ("fd", "log"):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            fd = theirs.detach()
+            assert os.get_blocking(fd)
+            made: Any = registry.convert(tag, None, [fd])
+            assert not os.get_blocking(fd)
+            made.close()
 
 
 def test_builder_that_the_system_refuses() -> None:
@@ -387,7 +399,7 @@ def test_builder_that_the_system_refuses() -> None:
     registry.add_builder("fd", build)
     fd = new_fd()
     with pytest.raises(Refusal, match="could not be made: .* Cannot alloc") as caught:
-        registry.convert("fd", None, [fd], [descriptor_kind(fd)])
+        registry.convert("fd", None, [fd])
     assert caught.value.code == "kind"
     assert not is_open(fd)
 
@@ -423,7 +435,7 @@ def test_convert_wrong_descriptors(registry: Registry, tag: str, count: int) -> 
     """A kind that the tag does not allow, or a wrong number, is refused and closed."""
     fds = [new_fd() for _ in range(count)]
     with pytest.raises(Refusal, match=f"{tag} with a descriptor of another kind") as caught:
-        registry.convert(tag, None, fds, [descriptor_kind(fd) for fd in fds])
+        registry.convert(tag, None, fds)
     assert caught.value.code == "kind"
     assert not any(map(is_open, fds))
 
@@ -431,7 +443,7 @@ def test_convert_wrong_descriptors(registry: Registry, tag: str, count: int) -> 
 def test_convert_no_descriptors(registry: Registry) -> None:
     """No descriptors at all are a wrong number, too."""
     with pytest.raises(Refusal):
-        registry.convert("fd", None, [], [])
+        registry.convert("fd", None, [])
 
 
 @pytest.mark.parametrize("tag", ["unknown", "", "NODE_HANDLE", "\ud800"])
@@ -439,7 +451,7 @@ def test_convert_unknown_tag(registry: Registry, tag: str) -> None:
     """A tag that nobody registered is refused, and its descriptors are closed."""
     fds = [new_fd(), new_fd()]
     with pytest.raises(Refusal, match="which nobody registered") as caught:
-        registry.convert(tag, {"details": 1}, fds, [0, 0])
+        registry.convert(tag, {"details": 1}, fds)
     assert caught.value.code == "type"
     assert not any(map(is_open, fds))
 
@@ -447,7 +459,7 @@ def test_convert_unknown_tag(registry: Registry, tag: str) -> None:
 def test_convert_custom(registry: Registry) -> None:
     """A registered tag becomes the object that its conversion makes, which owns the descriptors."""
     fds = [new_fd(), new_fd()]
-    log = registry.convert("log", {"details": "name"}, fds, [0, 0])
+    log = registry.convert("log", {"details": "name"}, fds)
     assert isinstance(log, Log)
     assert (log.name, [file.fileno() for file in log.files]) == ("name", fds)
     log.close()
@@ -456,7 +468,7 @@ def test_convert_custom(registry: Registry) -> None:
 @pytest.mark.parametrize("options", [None, {}, {"key": "k"}])
 def test_convert_custom_without_details(registry: Registry, options: dict[str, str] | None) -> None:
     """No details are None."""
-    log = registry.convert("log", options, [new_fd()], [0])
+    log = registry.convert("log", options, [new_fd()])
     assert isinstance(log, Log)
     assert log.name is None
     log.close()
@@ -474,7 +486,7 @@ def test_convert_custom_that_fails(registry: Registry) -> None:
     registry.register(Log, Failing())
     fds = [new_fd(), new_fd(), new_fd()]
     with pytest.raises(Refusal, match=r"conversion of a 'log' failed: LookupError\('why'\)") as got:
-        registry.convert("log", {"details": "why"}, fds, [0, 0, 0])
+        registry.convert("log", {"details": "why"}, fds)
     assert got.value.code == "kind"
     assert isinstance(got.value.__cause__, LookupError)
     assert [is_open(fd) for fd in fds] == [True, False, False]
@@ -512,7 +524,7 @@ def test_refuse(registry: Registry) -> None:
     for tag in ("fd", "unknown"):
         fds = [new_fd(), new_fd()]
         with pytest.raises(Refusal, match="accepts no handles") as caught:
-            registry.refuse(tag, None, fds, [0, 0])
+            registry.refuse(tag, None, fds)
         assert caught.value.code == "policy"
         assert not any(map(is_open, fds))
 
@@ -523,7 +535,7 @@ def test_what_is_refused_does_not_linger(registry: Registry) -> None:
         gone = new_fd()
         os.close(gone)
         with pytest.raises(Refusal, match="which nobody registered"):
-            registry.convert("unknown", None, [gone, fd], [0, 0])
+            registry.convert("unknown", None, [gone, fd])
         assert not is_open(fd)
         assert not lingers(copy)
 

@@ -1467,9 +1467,9 @@ def test_a_run_whose_kind_is_known() -> None:
     """Handles of a run are made without a question about each; all others are asked about."""
     asked: list[object] = []
 
-    def maker(tag: str, kind: int, options: object) -> Callable[[int, int], object] | None:
-        asked.append((tag, kind, options))
-        return (lambda fd, kind: f"made {fd}") if tag == "x" else None
+    def maker(tag: str, options: object) -> Callable[[int], object] | None:
+        asked.append((tag, options))
+        return (lambda fd: f"made {fd}") if tag == "x" else None
 
     end = native(maker=maker)
     end.feed(b'[4,1,"x",[1,{"cmd":"NODE_x"}],{"key":"k"}]\n', [5, 6])
@@ -1482,7 +1482,7 @@ def test_a_run_whose_kind_is_known() -> None:
         (4, Thing(end, "y", None, [8])),
         (5, Thing(end, "x", None, [9])),
     ]
-    assert asked == [("x", 0, {"key": "k"}), ("y", 0, None)]
+    assert asked == [("x", {"key": "k"}), ("y", None)]
     assert not end.protocol.incoming.held
 
 

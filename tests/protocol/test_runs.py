@@ -12,7 +12,6 @@ from handleipc.protocol import incoming
 from handleipc.protocol.channel import State
 from handleipc.protocol.staging import HANDLES_BYTES, LONGEST_TYPE
 from handleipc.wire.envelope import RUN_BYTES
-from handleipc.wire.framing import DescriptorSet
 from handleipc.wire.syscalls import Refused
 from tests.protocol_pair import INVITED, SWITCH, Fed, Thing, exchange, native
 
@@ -355,8 +354,8 @@ def test_an_interrupted_run() -> None:
     """A signal handler raises while handles are made: none is given, and none left open."""
     made: list[Thing] = []
 
-    def maker(tag: str, kind: int, options: object) -> Callable[[int, int], Thing]:
-        def make(fd: int, kind: int) -> Thing:
+    def maker(tag: str, options: object) -> Callable[[int], Thing]:
+        def make(fd: int) -> Thing:
             if fd == 7:
                 raise KeyboardInterrupt
             made.append(Thing(end, tag, options, [fd]))
@@ -422,19 +421,3 @@ def test_an_interrupted_conversion_of_a_run(monkeypatch: pytest.MonkeyPatch) -> 
         end.feed(b'[4,1,"x",[1,2,3]]\n', [5, 6, 7])
     assert "interrupted" in end.error
     assert end.closed == [6, 7]
-
-
-def test_a_run_of_different_kinds() -> None:
-    """A peer may mix them: each is looked at."""
-    asked: list[int] = []
-
-    def maker(tag: str, kind: int, options: object) -> None:
-        asked.append(kind)
-
-    end = native(maker=maker)
-    batch = end.framer.feed(b'[4,1,"x",[1,2]]\n')[0]
-    start = batch.offset + batch.start
-    end.protocol.incoming.pairing.add([DescriptorSet([5, 6], [0, 1], start, start + 16, False)])
-    end.protocol.received(batch)
-    assert [message for message, _ in end.take()] == [1, 2]
-    assert asked == []

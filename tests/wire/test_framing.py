@@ -165,7 +165,7 @@ def test_shrink_of_small_buffer() -> None:
 
 
 def test_take_sets_of_a_report() -> None:
-    """Sets carry their own descriptors and kinds, and offsets of the stream."""
+    """Sets carry their own descriptors, and offsets of the stream."""
     framer = LineFramer(100)
     framer.feed(b"before\n")
     framer.feed(b"")
@@ -174,12 +174,12 @@ def test_take_sets_of_a_report() -> None:
     for i, number in enumerate((0, 4, 2, 0, 4, 9, 1, 1)):
         reader.sets[i] = number
     for i in range(3):
-        reader.fds[i], reader.kinds[i] = 100 + i, 200 + i
+        reader.fds[i] = 100 + i
     reader.n_sets, reader.n_fds = 2, 3
     first, second = framer.take_sets()
-    assert (first.fds, first.kinds) == ([100, 101], [200, 201])
+    assert first.fds == [100, 101]
     assert (first.start, first.end, first.truncated) == (7, 11, False)
-    assert (second.fds, second.kinds, second.truncated) == ([102], [202], True)
+    assert (second.fds, second.truncated) == ([102], True)
     assert (second.start, second.end) == (11, 16)
     assert framer.take_sets() == []
 

@@ -64,7 +64,7 @@ def close_sets(batch: Batch) -> list[int]:
 
 
 def test_send_then_receive(pair: Pair) -> None:
-    """What is written arrives, as lines and as descriptor sets with offsets and kinds."""
+    """What is written arrives, as lines and as descriptor sets with offsets."""
     a, b = pair
     receiver = Receiver(LineFramer(100))
     with file() as fd:
@@ -74,8 +74,8 @@ def test_send_then_receive(pair: Pair) -> None:
     assert lines_of(batch) == [b"first", b"second"]
     (received,) = batch.sets
     assert (received.start, received.end, received.truncated) == (0, 13, False)
-    assert received.kinds[0] == syscalls.KIND_OTHER
-    assert received.kinds[1] & syscalls.KIND_SOCKET
+    assert syscalls.adopt(received.fds[0]) == syscalls.KIND_OTHER
+    assert syscalls.adopt(received.fds[1]) & syscalls.KIND_SOCKET
     assert not os.get_inheritable(received.fds[0])
     close_sets(batch)
     assert receiver.drained

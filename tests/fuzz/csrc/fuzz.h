@@ -59,7 +59,6 @@ static inline void new_reader(hipc_reader *reader, size_t capacity, int32_t max_
     reader->ends = block((size_t)max_ends * sizeof(int32_t));
     reader->sets = block((size_t)max_sets * HIPC_SET_FIELDS * sizeof(int32_t));
     reader->fds = block((size_t)max_fds * sizeof(int32_t));
-    reader->kinds = block((size_t)max_fds * sizeof(int32_t));
     reader->max_ends = max_ends;
     reader->max_sets = max_sets;
     reader->max_fds = max_fds;
@@ -71,7 +70,6 @@ static inline void free_reader(hipc_reader *reader)
     free(reader->ends);
     free(reader->sets);
     free(reader->fds);
-    free(reader->kinds);
 }
 
 /* As framing.py does when the buffer is full of one unfinished line. */

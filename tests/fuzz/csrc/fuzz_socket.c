@@ -114,9 +114,11 @@ static int read_all(int fd, hipc_reader *reader, size_t budget, account *got)
         for (int32_t i = 0; i < reader->n_fds; i++) {
             int one = reader->fds[i];
 
-            count_fd(got, reader->kinds[i]);
+            int32_t kind = hipc_adopt(one);
+
+            count_fd(got, kind);
             CHECK(fcntl(one, F_GETFD) == FD_CLOEXEC);
-            if (reader->kinds[i] & HIPC_KIND_SOCKET)
+            if (kind & HIPC_KIND_SOCKET)
                 CHECK((fcntl(one, F_GETFL) & O_NONBLOCK) != 0);
             CHECK(hipc_close(one) == 0);
         }
