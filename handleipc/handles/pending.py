@@ -82,7 +82,7 @@ class Lent(PendingHandle):
 
     def fileno(self) -> int:
         """As ``PendingHandle.fileno``."""
-        return int(self.handle.fileno())
+        return self.handle.fileno()  # type: ignore[no-any-return]
 
 
 class Moved(PendingHandle):

@@ -103,7 +103,10 @@ class Outgoing:
             or not is_whole
         ):
             self._check_room(item, size)
-        queue.push(item)
+        queue.items.append(item)
+        queue.bytes += size
+        if isinstance(item, Entry):
+            queue.descriptors += item.descriptors
         return (
             self._above_water
             or not is_whole
@@ -355,11 +358,13 @@ class Outgoing:
         try:
             for entry in ended:
                 self.queue.end(entry, None)
+            ended.clear()
         finally:
             # If a signal handler raised in a handle's close(), the others end all the same.
-            for entry in [one for one in ended if one.state is not EntryState.ENDED]:
-                self.queue.end(entry, None)
-            if ended:
+            for entry in ended:
+                if entry.state is not EntryState.ENDED:
+                    self.queue.end(entry, None)
+            if before != self.window.descriptors_out:
                 self.in_flight.release(before - self.window.descriptors_out)
 
     def refused(self, first: int, count: int, code: str) -> None:

@@ -36,15 +36,6 @@ class SendQueue:
         only those that somebody waits for."""
         self._faults = faults
 
-    def push(self, item: bytes | Entry) -> None:
-        """Queue a message of any kind."""
-        self.items.append(item)
-        if type(item) is bytes:
-            self.bytes += len(item)
-        else:
-            self.bytes += item.size  # type: ignore[union-attr]
-            self.descriptors += item.descriptors  # type: ignore[union-attr]
-
     def head(self) -> bytes | Entry | None:
         """Return what is to leave next, dropping what was withdrawn."""
         items = self.items

@@ -226,31 +226,32 @@ class NativeStages:
         first = items[0]
         assert isinstance(first, Entry)
         taken: list[Entry] = []
-        room = HANDLES_BYTES
-        entry: Entry | bytes = first
-        while not taken or _are_alike(first, entry):
-            assert isinstance(entry, Entry)
-            pending = entry.pending
-            assert pending is not None
+        size = count = 0
+        room = HANDLES_BYTES - (len(first.pending.options) if first.pending else 0)
+        if self.one_by_one:
+            most = 1
+        entry = first
+        while True:
             room -= len(entry.line) + 1
-            if taken and room < len(pending.options):
+            if taken and room < 0:
                 break
             try:
                 if entry.descriptors == 1:
-                    fds.append(pending.fileno())
+                    fds.append(entry.pending.fileno())  # type: ignore[union-attr]
                 else:
-                    fds += pending.filenos()
+                    fds += entry.pending.filenos()  # type: ignore[union-attr]
             except DescriptorReleased as error:
                 queue.fail_head(str(error))
                 break  # the room may have been made for this one alone
             items.popleft()
             entry.state = STAGED
             taken.append(entry)
-            if len(taken) == most or self.one_by_one or not items:
+            size += entry.size
+            count += entry.descriptors
+            if len(taken) >= most or not items or not _are_alike(first, items[0]):
                 break
-            entry = items[0]
-        queue.bytes -= sum([entry.size for entry in taken])
-        count = sum([entry.descriptors for entry in taken])
+            entry = items[0]  # type: ignore[assignment]
+        queue.bytes -= size
         queue.descriptors -= count
         self._window.number(taken)
         self._in_flight.add(count)

@@ -77,7 +77,7 @@ class Window:
         self.descriptors_out -= entry.descriptors
 
     def acknowledge(self, ack: int) -> list[Entry]:
-        """Take an acknowledgement, and return the handles it ends.
+        """Take an acknowledgement, and return the handles it ends, in order.
 
         Raises:
             RemoteProtocolError: one was never sent, or the number went backwards.
@@ -91,18 +91,20 @@ class Window:
         last = unacked.get(ack)
         if last is not None and last.state is not EntryState.SENT:
             raise RemoteProtocolError(f"the peer acknowledged handle {ack}, which it does not have")
-        ended = []
-        for sequence in range(self.acked + 1, ack + 1):
-            entry = unacked.pop(sequence, None)
-            # None if it was refused.
-            if entry is not None:
-                ended.append(entry)
-                self.descriptors_out -= entry.descriptors
+        if ack == self.numbered:
+            ended = list(unacked.values())
+            unacked.clear()
+            self.descriptors_out = 0
+        else:
+            ended = []
+            for sequence in range(self.acked + 1, ack + 1):
+                entry = unacked.pop(sequence, None)
+                if entry is not None:  # else it was refused
+                    ended.append(entry)
+                    self.descriptors_out -= entry.descriptors
         if self.resends.were_asked:
             for entry in ended:
                 self.resends.forget(entry.sequence)
-        if not unacked:
-            unacked.clear()  # or it would keep the room of its busiest moment
         self.acked = ack
         return ended
 
