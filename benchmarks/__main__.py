@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _cpu() -> str:
+    """Return what the processor calls itself."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(": ")[2]
+    return platform.machine()
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="Three short rounds; one Node.js; no callgrind.")
 @click.option("--only", help="Ask one question.")
@@ -104,6 +113,8 @@ def main(quick: bool, only: str | None, output: Path | None, plots: Path | None)
             "handleipc": handleipc.__version__,
             "python": platform.python_version(),
             "kernel": platform.release(),
+            "build": sysconfig.get_config_var("CONFIG_ARGS"),
+            "cpu": _cpu(),
             "cpus": os.cpu_count(),
             "rounds": rounds,
         }

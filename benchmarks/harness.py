@@ -6,15 +6,17 @@ machine does meets all alike; a ratio is that of two figures of the same round.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,22 +211,91 @@ def served(
     """Connections a second that a server answers, which prints its port and ends at SIGTERM."""
 
     def run(scale: float) -> float:
-        with subprocess.Popen(
-            command,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as server:
-            assert server.stdout is not None
-            try:
-                port = server.stdout.readline().strip()
-                execute([load, port, str(at_once), str(at_once)])  # warms it up
-                done = execute([load, port, str(scaled(count, scale)), str(at_once)])
-            finally:
-                server.send_signal(signal.SIGTERM)
+        with serving(command, env) as (_, port):
+            execute([load, port, str(at_once), str(at_once)])  # warms it up
+            done = execute([load, port, str(scaled(count, scale)), str(at_once)])
         return float(done["count"]) / float(done["seconds"])
 
     return run
+
+
+@contextlib.contextmanager
+def serving(command: Sequence[str], env: dict[str, str] | None) -> Iterator[tuple[int, str]]:
+    """Run a server that prints its port and ends at SIGTERM; its pid and port."""
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        try:
+            yield server.pid, server.stdout.readline().strip()
+        finally:
+            server.send_signal(signal.SIGTERM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steady:
+    """What a server does with connections that come at a fixed rate."""
+
+    cpu: float
+    """Seconds of CPU of all its processes for each."""
+    p99: float
+    """Seconds that all but a hundredth of them took."""
+
+
+def steady(
+    load: str,
+    count: int,
+    rate: int,
+    command: Sequence[str],
+    env: dict[str, str] | None = None,
+) -> Callable[[float], Steady]:
+    """Serve ``rate`` connections a second, ``count`` in all."""
+
+    def run(scale: float) -> Steady:
+        with serving(command, env) as (server, port):
+            execute([load, port, "64", "64"])  # warms it up
+            before = cpu_of_all(server)
+            number = scaled(count, scale)
+            done = execute([load, port, str(number), "4000", str(rate)])
+            return Steady((cpu_of_all(server) - before) / number, float(done["p99"]))
+
+    return run
+
+
+def cpu_of_all(pid: int) -> float:
+    """Return the seconds of CPU that a process and its descendants have used, of those that live.
+
+    In ticks of a hundredth of a second each: for runs of some seconds.
+    """
+    children: dict[int, list[int]] = {}
+    used = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(") ")[2].split()
+            except OSError:
+                continue  # it ended meanwhile
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+            used[int(entry.name)] = int(fields[11]) + int(fields[12])
+    family = [pid]
+    for one in family:  # grows on the way
+        family += children.get(one, [])
+    return sum(used.get(one, 0) for one in family) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_each(command: Sequence[str], n: int) -> Callable[[float], float]:
+    """Seconds of CPU of one of ``command N``, with its children: of n more, divided by n."""
+
+    def used(count: int) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        execute([*command, str(count)])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return lambda _: (used(2 * n) - used(n)) / n
 
 
 def instructions(valgrind: str, command: Callable[[int], Sequence[str]], n: int) -> float:

@@ -4,8 +4,10 @@
  *     fdpass stream N BATCH    N descriptors, BATCH for each sendmsg, received and closed
  *     fdpass pingpong N        N times one descriptor there and one byte back
  *     fdpass apart N           the same, each process on a CPU of its own
+ *     fdpass distinct N        N accepted connections, one for each sendmsg, closed by both
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sched.h>
 #include <stdio.h>
@@ -15,6 +17,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+enum { CHUNK = 2000 };
 
 static double now(void)
 {
@@ -77,6 +81,55 @@ static int recv_fds(int sock)
     return count;
 }
 
+/* Accept up to `count` connections whose clients are kept in `clients`. */
+static void accept_some(int *accepted, int *clients, int count)
+{
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    socklen_t size = sizeof(name);
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+    if (listener < 0 || bind(listener, (struct sockaddr *)&name, size) < 0 ||
+        listen(listener, 1024) < 0 || getsockname(listener, (struct sockaddr *)&name, &size) < 0)
+        die("listen");
+    for (int i = 0; i < count; i++) {
+        clients[i] = socket(AF_INET, SOCK_STREAM, 0);
+        if (connect(clients[i], (struct sockaddr *)&name, size) < 0)
+            die("connect");
+        accepted[i] = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (accepted[i] < 0)
+            die("accept");
+    }
+    close(listener);
+}
+
+/* Hand over n accepted connections for good, one per sendmsg, and have the other process close them.
+ * They are made in chunks, while the clock stands still. */
+static void distinct(int sock, int n)
+{
+    static int accepted[CHUNK], clients[CHUNK];
+    double seconds = 0;
+    char byte;
+
+    for (int done = 0; done < n;) {
+        int count = n - done < CHUNK ? n - done : CHUNK;
+        double start;
+
+        accept_some(accepted, clients, count);
+        start = now();
+        for (int i = 0; i < count; i++) {
+            send_fds(sock, accepted[i], 1);
+            close(accepted[i]);
+        }
+        done += count;
+        if (read(sock, &byte, 1) != 1)
+            die("read");
+        seconds += now() - start;
+        for (int i = 0; i < count; i++)
+            close(clients[i]);
+    }
+    printf("{\"seconds\": %.9f, \"count\": %d}\n", seconds, n);
+}
+
 /* With one CPU, or less than two allowed, both stay where they are. */
 static void stay_on(int nth)
 {
@@ -99,6 +152,7 @@ int main(int argc, char **argv)
     int pair[2], n = argc > 2 ? atoi(argv[2]) : 0, batch = argc > 3 ? atoi(argv[3]) : 1;
     int stream = argc > 1 && strcmp(argv[1], "stream") == 0;
     int apart = argc > 1 && strcmp(argv[1], "apart") == 0;
+    int is_distinct = argc > 1 && strcmp(argv[1], "distinct") == 0;
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     double start, *laps = calloc((size_t)n + 1, sizeof(double));
     char byte = 0;
@@ -115,7 +169,9 @@ int main(int argc, char **argv)
             die("write");
         for (int done = 0; done < n;) {
             done += recv_fds(pair[1]);
-            if (!stream && write(pair[1], &byte, 1) != 1)
+            if (is_distinct ? done % CHUNK && done < n : stream)
+                continue;
+            if (write(pair[1], &byte, 1) != 1)
                 die("write");
         }
         if (stream && write(pair[1], &byte, 1) != 1)
@@ -127,6 +183,11 @@ int main(int argc, char **argv)
         stay_on(0);
     if (read(pair[0], &byte, 1) != 1)
         die("read");
+    if (is_distinct) {
+        distinct(pair[0], n);
+        wait(NULL);
+        return 0;
+    }
     start = now();
     for (int done = 0; done < n; done += batch) {
         double lap = now();

@@ -31,9 +31,9 @@ const child = () => {
   });
 };
 
-const start = (program, ready) => {
-  const options = { stdio: [0, 1, 2, 'ipc'], env: { ...process.env, PYTHONPATH: ROOT } };
-  const args = program.includes('node') ? [__filename, 'child'] : [OURS, 'child'];
+const start = (program, ready, serialization = 'json') => {
+  const options = { serialization, stdio: [0, 1, 2, 'ipc'], env: { ...process.env, PYTHONPATH: ROOT } };
+  const args = program.includes('node') ? [__filename, 'child'] : [OURS, 'child', 'batches'];
   const started = spawn(program, args, options);
   started.once('message', () => ready(started));
   started.send('warm');
@@ -64,7 +64,7 @@ const finish = (started, n, begin) => {
   });
 };
 
-const sendAll = (program, n, socketOf, atOnce) =>
+const sendAll = (program, n, socketOf, atOnce, serialization) =>
   start(program, (started) => {
     const begin = process.hrtime.bigint();
     finish(started, n, begin);
@@ -81,11 +81,12 @@ const sendAll = (program, n, socketOf, atOnce) =>
       }
     };
     more();
-  });
+  }, serialization);
 
 const roles = {
   child,
   messages: (program, n) => sendAll(program, Number(n)),
+  advanced: (program, n) => sendAll(program, Number(n), undefined, false, 'advanced'),
   handles: (program, n) => accepted(1, ([socket]) => sendAll(program, Number(n), () => socket)),
   queued: (program, n) => accepted(1, ([socket]) => sendAll(program, Number(n), () => socket, true)),
   distinct: (program, n) =>
@@ -94,6 +95,23 @@ const roles = {
         finish(started, Number(n), process.hrtime.bigint());
         sockets.forEach((socket, i) => started.send(message(i, Number(n)), socket));
       })),
+  // Children, one after the other; each is up when it has answered.
+  start: (program, n) => {
+    const laps = [];
+    const next = () => {
+      if (laps.length === Number(n)) {
+        console.log(JSON.stringify({ count: laps.length, laps }));
+        return;
+      }
+      const begin = process.hrtime.bigint();
+      start(program, (started) => {
+        laps.push(Number(process.hrtime.bigint() - begin) / 1e9);
+        started.disconnect();
+        started.on('exit', next);
+      });
+    };
+    next();
+  },
   large: (program, what, size, n) =>
     start(program, (started) => {
       const sent = large(what, Number(size));

@@ -21,15 +21,17 @@ from benchmarks.contenders.common import connection, cpu_seconds, large, message
 from handleipc.wire.syscalls import descriptor_kind
 
 ANSWER = b"Child handled it."
+# Connections that are open at once.
+CHUNK = 2000
 NODE = str(Path(__file__).with_name("node.js"))
 
 
-async def start(program: str, *args: str) -> handleipc.Child:
+async def start(program: str, reader: str = "batches") -> handleipc.Child:
     """Start the child that takes everything, and wait until it runs."""
     if program == "python":
-        child = await handleipc.fork(__file__, "child", *args)
+        child = await handleipc.fork(__file__, "child", reader)
     else:
-        child = await handleipc.spawn(program, NODE, "child", *args)
+        child = await handleipc.spawn(program, NODE, "child")
     await child.send("warm")
     assert (await child.recv())[0] == "warm"
     return child
@@ -72,11 +74,35 @@ async def handles(program: str, n: int, *, moved: bool = False) -> None:
     kept.close()
 
 
+async def accepted(reader: str, n: int) -> None:
+    """Hand over n connections that a server accepted, for good; the child takes them as it does.
+
+    They are made in chunks, while the clock stands still.
+    """
+    child = await start("python", reader)
+    seconds = 0.0
+    async with handleipc.listen("127.0.0.1", 0, backlog=CHUNK) as server:
+        for done in range(0, n, CHUNK):
+            count = min(CHUNK, n - done)
+            clients = [connection_to(server.sockname) for _ in range(count)]
+            ours = [await anext(server) for _ in range(count)]
+            begin = time.perf_counter()
+            for i, one in enumerate(ours):
+                if not child.send_nowait(message(i, count), one):
+                    await child.drain()
+            assert (await child.recv())[0] == "done"
+            seconds += time.perf_counter() - begin
+            for client in clients:
+                client.close()
+    await end(child)
+    report(n, seconds)
+
+
 async def queued(program: str, n: int) -> None:
     """Queue n handles at once, never waiting."""
     limits = handleipc.Limits(queued_handles=max(n, 1))
     if program == "python":
-        child = await handleipc.fork(__file__, "child", limits=limits)
+        child = await handleipc.fork(__file__, "child", "batches", limits=limits)
     else:
         child = await handleipc.spawn(program, NODE, "child", limits=limits)
     await child.send("warm")
@@ -188,10 +214,9 @@ def connection_to(address: Any) -> Any:
     return socket.create_connection(address)
 
 
-async def hand_out(children: int) -> None:
+async def hand_out(children: int, how: str) -> None:
     """Serve: accept, hand to the children in turn, and let them answer. Until SIGTERM."""
-    limits = handleipc.Limits()
-    workers = [await handleipc.fork(__file__, "answerer", limits=limits) for _ in range(children)]
+    workers = [await handleipc.fork(__file__, "answerer", how) for _ in range(children)]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with handleipc.listen("127.0.0.1", 0, backlog=1024) as server:
@@ -213,21 +238,34 @@ async def hand_out(children: int) -> None:
 # -- children --------------------------------------------------------------------------------------
 
 
-async def child() -> None:
+async def child(reader: str) -> None:
     """Take everything, close what comes, and say when all is there."""
     parent = await handleipc.parent()
     count = 0
-    async for batch in parent.batches():
-        for received, handle in batch:
-            if handle is not None:
-                handle.close()
-            if type(received) is dict:
-                count += 1
-                if count == received["of"]:
-                    await parent.send("done")
-                    count = 0
-            else:
-                await parent.send("warm")
+
+    def take(received: Any, handle: Any) -> None:
+        nonlocal count
+        if handle is not None:
+            handle.close()
+        if type(received) is dict:
+            count += 1
+            if count == received["of"]:
+                parent.send_nowait("done")
+                count = 0
+        else:
+            parent.send_nowait("warm")
+
+    match reader:
+        case "batches":
+            async for batch in parent.batches():
+                for received, handle in batch:
+                    take(received, handle)
+        case "iteration":
+            async for received, handle in parent:
+                take(received, handle)
+        case _:
+            parent.on("message", take)
+            await parent.wait_disconnected()
 
 
 async def closer() -> None:
@@ -240,10 +278,63 @@ async def closer() -> None:
             handle.close()
 
 
-async def answerer() -> None:
+class Answer(asyncio.Protocol):
+    """Answers and closes."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Write, and close when that has left."""
+        transport.write(ANSWER)
+        transport.close()
+
+
+async def answerer(how: str) -> None:
     """Answer each connection and close it."""
-    async for _, accepted in await handleipc.parent():
-        await accepted.end(ANSWER)
+
+    async def talk(taken: handleipc.Connection) -> None:
+        _, writer = await taken.open()
+        writer.write(ANSWER)
+        writer.close()
+        await writer.wait_closed()
+
+    talks: set[asyncio.Task[None]] = set()
+    async for _, taken in await handleipc.parent():
+        match how:
+            case "end":
+                await taken.end(ANSWER)
+            case "start":
+                await taken.start(Answer)
+            case _:
+                talks.add(task := asyncio.create_task(talk(taken)))
+                task.add_done_callback(talks.discard)
+
+
+async def fork_once(n: int) -> None:
+    """Start n children, one after the other; each is up when it has answered."""
+    laps = []
+    for _ in range(n):
+        lap = time.perf_counter()
+        started = await start("python")
+        laps.append(time.perf_counter() - lap)
+        await end(started)
+    report(n, sum(laps), laps=laps)
+
+
+async def idle(n: int) -> None:
+    """Make n channels that say nothing; report the bytes of each end."""
+    made = []
+    for count in (16, n):
+        before = resident()
+        for _ in range(count):
+            one, two = socket.socketpair()
+            made += [
+                handleipc.Channel.over(one, role="parent"),
+                handleipc.Channel.over(two, role="child"),
+            ]
+        await asyncio.sleep(0)
+        grown = resident() - before
+    report(n, 1.0, value=grown / n / 2)
+    for channel in made:
+        channel.abort()
 
 
 # -- the command line ------------------------------------------------------------------------------
@@ -279,13 +370,19 @@ def main(role: str, *args: str) -> None:
         case "tracked":
             run(tracked(int(args[0]), int(args[1])))
         case "hand_out":
-            run(hand_out(int(args[0])))
+            run(hand_out(int(args[0]), args[1]))
+        case "accepted":
+            run(accepted(args[0], int(args[1])))
+        case "start":
+            run(fork_once(int(args[0])))
+        case "idle":
+            run(idle(int(args[0])))
         case "child":
-            run(child())
+            run(child(*args))
         case "closer":
             run(closer())
         case "answerer":
-            run(answerer())
+            run(answerer(*args))
         case _:
             raise SystemExit(f"no role {role!r}")
 

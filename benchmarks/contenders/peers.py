@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -287,13 +287,41 @@ async def serve(port: int) -> None:
         await server.serve_forever()
 
 
-def reuse_port(workers: int) -> None:
+class Answer(asyncio.Protocol):
+    """Answers and closes."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Write, and close when that has left."""
+        transport.write(ANSWER)
+        transport.close()
+
+
+async def serve_protocol(port: int) -> None:
+    """As ``serve``, without streams."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Answer, "127.0.0.1", port, reuse_port=True, backlog=1024)
+    print("ready", flush=True)
+    async with server:
+        await server.serve_forever()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run on the loop this benchmark is about."""
+    if os.environ.get("BENCHMARK_LOOP") == "uvloop":
+        import uvloop
+
+        uvloop.run(main)
+    else:
+        asyncio.run(main)
+
+
+def reuse_port(how: str, workers: int) -> None:
     """So many such processes. Until SIGTERM."""
     with socket.socket() as first:
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         first.bind(("127.0.0.1", 0))
         port = first.getsockname()[1]
-        command = [sys.executable, __file__, "serve", str(port)]
+        command = [sys.executable, __file__, how, str(port)]
         servers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(workers)]
         for server in servers:
             assert server.stdout is not None
@@ -325,10 +353,12 @@ def main(contender: str, n: int) -> None:
         case "plain_sketch":
             in_two_processes(plain_sketch_receive, plain_sketch_send, socket.socketpair(), n)
         case "serve":
-            asyncio.run(serve(n))
-        case "reuse_port":
+            run(serve(n))
+        case "serve_protocol":
+            run(serve_protocol(n))
+        case "reuse_port" | "reuse_port_protocol":
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            reuse_port(n)
+            reuse_port("serve" if contender == "reuse_port" else "serve_protocol", n)
         case _:
             raise SystemExit(f"no contender {contender!r}")
 

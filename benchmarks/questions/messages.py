@@ -30,6 +30,10 @@ def ask(tools: Tools) -> Question:
                 Contender(name, rate(node(binary, "messages", binary), 300_000))
                 for name, binary in tools.nodes.items()
             ),
+            Contender(
+                f"{tools.node}, serialization: advanced",
+                rate(node(newest, "advanced", newest), 100_000),
+            ),
         ],
         targets=[
             *(
