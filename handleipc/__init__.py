@@ -38,6 +38,7 @@ from handleipc.exceptions import (
     WorkerExited,
 )
 from handleipc.limits import Limits
+from handleipc.stats import ChannelStats, Level
 
 if TYPE_CHECKING:
     from handleipc.asyncio.accepting import Door, accepting
@@ -64,6 +65,7 @@ __all__ = [
     "ChannelClosed",
     "ChannelFull",
     "ChannelListener",
+    "ChannelStats",
     "Child",
     "Connection",
     "Conversion",
@@ -75,6 +77,7 @@ __all__ = [
     "HandleIPCError",
     "HandleInDoubt",
     "HandleNotDelivered",
+    "Level",
     "Limits",
     "LineTooLong",
     "LocalProtocolError",

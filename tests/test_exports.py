@@ -12,7 +12,7 @@ import handleipc
 from handleipc import exceptions
 
 CONTRACT = """
-    BoundSocket Channel ChannelBroken ChannelBusy ChannelClosed ChannelFull Child Connection
+    BoundSocket Channel ChannelBroken ChannelBusy ChannelClosed ChannelFull ChannelStats Child Connection Level
     Conversion DescriptorReleased FileDescriptor ForkedCopy HandleError HandleIPCError HandleInDoubt
     HandleNotDelivered Limits Door accepting ChannelListener connect listen_channels
     LineTooLong LocalProtocolError MalformedEnvelope MessageNotSerializable Native NoChannel

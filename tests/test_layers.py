@@ -20,7 +20,7 @@ if not PACKAGE.exists():  # the tests of an installed wheel
 
 # From the bottom up; between two comments lies a wing, or what all wings share.
 LAYERS = [
-    {"exceptions", "typing", "limits", "texts"},
+    {"exceptions", "typing", "limits", "stats", "texts"},
     {"system", "ownership"},
     # wire
     {"wire.framing"},
@@ -172,7 +172,7 @@ VALUES = {
     *("state", "error", "ended_here", "give_up", "finished", "is_deaf", "dialect", "limits"),
     *("was_opened", "peer_is_native", "may_become_native", "idle", "lost_something"),
     *("is_above_water", "handles_out", "nobody_reads", "is_waited_for"),
-    "may_go_on",
+    *("may_go_on", "levels"),
 }
 EVENTS = {"ready", "urgent", "outcomes", "faults", "hooks"}
 TYPES = {

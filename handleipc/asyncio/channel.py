@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -29,8 +30,11 @@ from handleipc.handles.group import COUNTING
 from handleipc.limits import Invitation, Limits
 from handleipc.protocol.channel import ChannelProtocol, State
 from handleipc.protocol.deliveries import Internal, Received
+from handleipc.stats import ChannelStats
 
 __all__ = ["Channel"]
+
+log = logging.getLogger("handleipc")
 
 Message = Received
 
@@ -143,6 +147,27 @@ class Channel(Sender):
     def dialect(self) -> str:
         """``"node"`` or ``"native"``: how this channel is spelled on the wire, as known so far."""
         return self._protocol.dialect
+
+    @property
+    def connections(self) -> int:
+        """Connections of this process's servers that the peer has, as far as it has told.
+
+        A handleipc peer tells of each close, a Node.js peer when the last one has closed.
+        """
+        return sum([one.open for one in self.lists.sent_lists.values()])
+
+    def stats(self) -> ChannelStats:
+        """Return what the channel holds now: each bounded queue, and its limit."""
+        protocol = self._protocol
+        return ChannelStats(
+            pid=self.peer.pid,
+            state=protocol.state.name.lower(),
+            dialect=protocol.dialect,
+            opened=protocol.was_opened,
+            connections=self.connections,
+            above_water=protocol.is_above_water,
+            **protocol.levels,
+        )
 
     async def recv(self) -> Message:
         """Return the next message as ``(message, handle)``; ``handle`` is None for plain ones.
@@ -387,6 +412,7 @@ class Channel(Sender):
 
     def _tell_the_end(self) -> None:
         error = self._protocol.error
+        log.debug("%r has ended: %s", self, error or "politely")
         if isinstance(error, RemoteProtocolError) and not self._emit("error", error):
             throttle.warning(f"end {type(error).__name__}", "%r: %s", self, error)
         if self._loop.is_closed():
@@ -408,4 +434,5 @@ class Channel(Sender):
 
     def __repr__(self) -> str:
         state = self._protocol.state.name.lower()
-        return f"<{type(self).__name__} {state} {self.dialect} fd={self._link.fileno()}>"
+        pid = self.peer.pid or "?"
+        return f"<{type(self).__name__} {state} {self.dialect} peer={pid} fd={self._link.fileno()}>"

@@ -12,6 +12,7 @@ import logging
 import os
 import signal as signals
 import socket
+import time
 from functools import partial
 from typing import IO, ClassVar
 
@@ -76,6 +77,7 @@ class Child(Channel):
         self._process = process
         self._has_reaper = self._exit_told = self._was_asked_to_end = False
         self._openers = Waiters()
+        self._is_new, self._started = True, time.monotonic()
         self._exit_wait: asyncio.TimerHandle | None = None
         self._pipes: list[asyncio.Future[None]] = []
         self._transports: list[asyncio.BaseTransport] = []
@@ -224,8 +226,11 @@ class Child(Channel):
             close_quietly(fd)
 
     def _exchange(self) -> bool:
-        if self._openers and self._protocol.was_opened:
+        if self._is_new and self._protocol.was_opened:
+            self._is_new = False
             self._openers.wake()
+            took = time.monotonic() - self._started
+            log.info("child %d is ready after %.3f s (%s)", self.pid, took, self.dialect)
         return super()._exchange()
 
     def _closed(self) -> None:
@@ -272,8 +277,9 @@ class Child(Channel):
         failed = not self._was_asked_to_end and self.returncode not in (0, None)
         self._crashed = failed and self._protocol.state is State.OPEN
         self._end(exited, peer_is_dead=True)
-        if failed and self.signal != signals.SIGINT:  # Ctrl-C: who pressed it knows
-            log.warning("%s (pid %d)", exited, self.pid)
+        # Ctrl-C: who pressed it knows.
+        level = logging.WARNING if failed and self.signal != signals.SIGINT else logging.INFO
+        log.log(level, "%s (pid %d)", exited, self.pid)
         self._emit_disconnect()
         self._emit("exit", self.exit_code, self.signal)
         self._emit_close()

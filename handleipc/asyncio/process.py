@@ -10,7 +10,9 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import logging
 import os
+import shlex
 import signal as signals
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple, ParamSpec, Unpack
 
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.child import Child
+from handleipc.asyncio.logs import cut
 from handleipc.asyncio.pipes import to_the_end
 from handleipc.asyncio.reaping import Process
 from handleipc.asyncio.starting import (
@@ -39,6 +42,8 @@ from handleipc.limits import Limits
 from handleipc.system import close_quietly
 
 __all__ = ["Child", "Options", "Starting", "fork", "parent", "spawn"]
+
+log = logging.getLogger("handleipc")
 
 PIPE = subprocess.PIPE
 P = ParamSpec("P")
@@ -207,6 +212,8 @@ async def spawn(
         child = Child(
             ours, limits, process, invited=invite is not None, accept_handles=accept_handles
         )
+        words = shlex.join([os.fspath(arg) for arg in argv])
+        log.info("child %d started: %s", child.pid, cut(words))
         if PIPE in (stdin, stdout, stderr):
             await to_the_end(child._open_pipes())
     except BaseException:

@@ -6,6 +6,7 @@ What leaves when is the protocol's; writing is the driver's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -29,6 +30,8 @@ from handleipc.typing import JSON
 from handleipc.wire import codec
 
 __all__ = ["Sender"]
+
+log = logging.getLogger("handleipc")
 
 NOT_OPENED = "the peer has said nothing yet (a Python child opens its channel with parent())"
 OPEN = State.OPEN
@@ -57,6 +60,8 @@ class Sender(TrackingDriver):
         self._sends_in_a_row = 0
         self._handle_senders = 0
         self._unwritten = 0
+        self._is_pressed = False
+        """Whether ``send_nowait`` last said that senders should wait."""
         limits = protocol.limits
         # Copies, since each send looks at them.
         self._shape = limits.shape
@@ -202,10 +207,26 @@ class Sender(TrackingDriver):
         if self._unwritten >= WRITE_EARLY:
             self._unwritten = 0
             self._write_early()
-            return not self._protocol.is_above_water
-        if not self._turn_scheduled:
+            is_above = self._protocol.is_above_water
+        elif not self._turn_scheduled:
             self._schedule_turn()
+        if is_above is not self._is_pressed:
+            self._note_water(is_above)
         return not is_above
+
+    def _note_water(self, is_above: bool) -> None:
+        """Log that senders are to wait, or not any more."""
+        self._is_pressed = is_above
+        if log.isEnabledFor(logging.DEBUG):
+            what = "back-pressure" if is_above else "no more back-pressure"
+            levels = self._protocol.levels
+            log.debug(
+                "%r: %s (%d bytes and %d descriptors wait)",
+                self,
+                what,
+                levels["queued_bytes"].used,
+                levels["queued_handles"].used,
+            )
 
     def send_many(self, messages: Iterable[tuple[JSON, object]], *, keep_open: bool = False) -> int:
         """Queue as many ``(message, handle)`` as there is room for, in order; never waits.
@@ -333,6 +354,8 @@ class Sender(TrackingDriver):
         protocol = self._protocol
         if self._drainers and not protocol.is_above_water:
             self._drainers.wake()
+            if self._is_pressed:
+                self._note_water(False)
         if self._flushers and protocol.idle:
             self._flushers.wake()
         for_peer = bool(self._handle_senders or self._flushers or self._drainers)

@@ -15,6 +15,7 @@ from handleipc.asyncio.server import Server as AsyncServer
 from handleipc.blocking.server import Connection, Server
 from handleipc.blocking.taking import Takes, call, look, run, within
 from handleipc.exceptions import HandleInDoubt, HandleNotDelivered
+from handleipc.stats import ChannelStats
 from handleipc.system import close_quietly
 from handleipc.typing import JSON
 from handleipc.wire.peer import Peer
@@ -131,6 +132,20 @@ class Channel(Takes[Message]):
     def peer(self) -> Peer:
         """Who made the other end: ``pid`` (0: hidden), ``uid``, ``gid`` (None: not known)."""
         return self._channel.peer
+
+    @property
+    def connections(self) -> int:
+        """Connections of this process's servers that the peer has, after a look at what has come.
+
+        As ``handleipc.Channel.connections``.
+        """
+        look()
+        return self._channel.connections
+
+    def stats(self) -> ChannelStats:
+        """Return what the channel holds now: each bounded queue, and its limit."""
+        look()
+        return self._channel.stats()
 
     def __enter__(self) -> Self:
         return self

@@ -55,6 +55,7 @@ from handleipc.protocol.stages import Stage
 from handleipc.protocol.timers import Timer, Timers
 from handleipc.protocol.waits import Waits
 from handleipc.protocol.writes import Writes
+from handleipc.stats import Level
 from handleipc.system import System
 from handleipc.wire import VERSION
 from handleipc.wire.framing import Batch
@@ -191,6 +192,24 @@ class ChannelProtocol:
     def lost_something(self) -> bool:
         """Whether the channel ended with something queued or unacknowledged."""
         return self.outgoing.lost_something
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """How full each queue is, by the name of the limit that bounds it."""
+        limits, outgoing, incoming = self.limits, self.outgoing, self.incoming
+        deliveries, held = incoming.deliveries, incoming.held
+        unacknowledged = sum([len(item.fds or ()) for item in held])
+        return {
+            "queued_bytes": Level(outgoing.unsent_bytes, limits.queued_bytes),
+            "queued_handles": Level(outgoing.waiting_descriptors, limits.queued_handles),
+            "held_messages": Level(deliveries.count + len(held), limits.held_messages),
+            "held_bytes": Level(
+                deliveries.bytes_held + held.bytes,
+                limits.bytes if incoming.native else limits.held_bytes,
+            ),
+            "ready": Level(deliveries.waiting_descriptors, limits.ready),
+            "window": Level(unacknowledged, limits.window),
+        }
 
     # -- sending ---------------------------------------------------------------------------------
 

@@ -136,12 +136,17 @@ class Deliveries:
         return self.bytes + self.bytes_waiting
 
     @property
-    def cost(self) -> int:
-        """What it takes in memory, about: small messages take many times their bytes."""
+    def count(self) -> int:
+        """Of all messages that have arrived and were not taken."""
         count = len(self.ready) + len(self.urgent) + len(self._chunk.messages)
         for chunk in self._staged_chunks:
             count += len(chunk.messages)
-        return self.bytes + self.bytes_waiting + MESSAGE_COST * count
+        return count
+
+    @property
+    def cost(self) -> int:
+        """What they take in memory, about: small messages take many times their bytes."""
+        return self.bytes + self.bytes_waiting + MESSAGE_COST * self.count
 
     @property
     def _last_chunk(self) -> _Chunk | None:

@@ -47,6 +47,9 @@ def test_messages_and_the_end(program: Program) -> None:
     with blocking.fork(program(ECHO)) as child:
         child.ready(timeout=30)
         assert child.dialect == "native"
+        stats = child.stats()
+        assert (stats.pid, stats.state, stats.opened) == (child.pid, "open", True)
+        assert stats.connections == child.connections == 0
         for message in (1, "two", {"three": [3]}, None):
             child.send(message)
             assert child.recv(timeout=30) == (message, None)
