@@ -181,10 +181,10 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
-taken = Taken()
+taken: Taken = Taken()
 taken.take_early(os.environ)
 
-found = taken.variables
+found: Mapping[str, str] = taken.variables
 """The variables of this process's channel, NODE_UNIQUE_ID among them: empty if it has none.
 
 For programs that play Node's ``cluster`` by hand. Read-only.
@@ -197,8 +197,8 @@ class ChannelVariables:
     __slots__ = ("invited_by", "sock")
 
     def __init__(self, sock: socket.socket, invited_by: Invitation | None) -> None:
-        self.sock = sock
-        self.invited_by = invited_by
+        self.sock: socket.socket = sock
+        self.invited_by: Invitation | None = invited_by
 
 
 def socket_cookie(sock: socket.socket) -> int:

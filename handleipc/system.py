@@ -69,7 +69,7 @@ class InFlight:
     """
 
     def __init__(self) -> None:
-        self.total = 0
+        self.total: int = 0
         self._waiting: list[Callable[[], None]] = []
 
     def allowance(self, own: int, limit: int) -> int:

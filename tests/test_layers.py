@@ -53,6 +53,7 @@ LAYERS = [
         "asyncio.adoption",
         "asyncio.arrivals",
         "asyncio.emitter",
+        "asyncio.events",
         "asyncio.hangups",
         "asyncio.lingering",
         "asyncio.logs",

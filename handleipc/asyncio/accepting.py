@@ -72,7 +72,7 @@ class Door:
         self._on_other = on_other
         self._ended: asyncio.Future[None] | None = None
         self._server: HandedServer | None = None
-        self.socket = socket.socket()
+        self.socket: socket.socket = socket.socket()
         try:
             self.socket.bind(("127.0.0.1", 0))
         except BaseException:

@@ -57,7 +57,7 @@ class StandIn(asyncio.Protocol):
     transport: asyncio.Transport | None = None
 
     def __init__(self, head: bytes) -> None:
-        self.received = head
+        self.received: bytes = head
         self._is_encrypted = False
         self._at_eof = False
         self._lost: tuple[Exception | None] | None = None

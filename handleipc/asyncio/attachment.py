@@ -25,7 +25,7 @@ __all__ = ["NO_THREAD", "Attachment", "process_system"]
 NO_THREAD = -1
 
 # One process, one budget of descriptors in flight.
-process_system = System(close=discard)
+process_system: System = System(close=discard)
 in_copies(process_system.is_copied)
 
 

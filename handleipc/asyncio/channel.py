@@ -12,9 +12,10 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from handleipc.asyncio.attachment import NO_THREAD, process_system
+from handleipc.asyncio.events import OnChannel
 from handleipc.asyncio.logs import throttle
 from handleipc.asyncio.posting import running_loop
 from handleipc.asyncio.reasons import Aborted
@@ -34,7 +35,7 @@ from handleipc.stats import ChannelStats
 
 __all__ = ["Channel"]
 
-log = logging.getLogger("handleipc")
+log: logging.Logger = logging.getLogger("handleipc")
 
 Message = Received
 
@@ -51,6 +52,10 @@ class Channel(Sender):
         invited_by: the invitation this process was started with.
         accept_handles: False gives every handle back to the peer.
     """
+
+    if TYPE_CHECKING:
+        on: OnChannel
+        once: OnChannel
 
     EVENTS: ClassVar[frozenset[str]] = frozenset(
         {"message", "internal_message", "disconnect", "error", "undelivered"}

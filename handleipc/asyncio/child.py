@@ -14,9 +14,10 @@ import signal as signals
 import socket
 import time
 from functools import partial
-from typing import IO, ClassVar
+from typing import IO, TYPE_CHECKING, ClassVar
 
 from handleipc.asyncio.channel import Channel
+from handleipc.asyncio.events import OnChild
 from handleipc.asyncio.pipes import open_reader, open_writer
 from handleipc.asyncio.posting import post
 from handleipc.asyncio.reaping import Process
@@ -29,7 +30,7 @@ from handleipc.wire.peer import Peer
 
 __all__ = ["Child"]
 
-log = logging.getLogger("handleipc")
+log: logging.Logger = logging.getLogger("handleipc")
 
 # How long the exit of a child is waited for that has closed its channel and is ending: the kernel
 # tells within milliseconds, unless the process dumps its core.
@@ -54,6 +55,10 @@ class Child(Channel):
         stdout: a ``StreamReader`` if ``stdout=PIPE`` was asked for, else None.
         stderr: likewise.
     """
+
+    if TYPE_CHECKING:
+        on: OnChild
+        once: OnChild
 
     EVENTS: ClassVar[frozenset[str]] = Channel.EVENTS | {"exit", "close"}
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from handleipc.asyncio.posting import post
 from handleipc.ownership import Owned
 
 __all__ = ["Emitter"]
-
-Listener = TypeVar("Listener", bound=Callable[..., Any])
 
 # Tasks of `async def` listeners: the loop itself holds tasks weakly.
 _tasks: set[asyncio.Task[Any]] = set()
@@ -28,23 +27,35 @@ class Emitter(Owned):
         self._loop = loop
         self._listeners: dict[str, list[tuple[Callable[..., Any], bool]]] = {}
 
-    def on(self, event: str, listener: Listener) -> Listener:
-        """Call ``listener`` at every ``event``; if it is ``async def``, run it as a task.
+    if TYPE_CHECKING:
+        # Each subclass says what its listeners are called with (``events``).
+        on: Any
+        once: Any
+    else:
 
-        An exception in it goes to the event loop's exception handler; other listeners still run.
+        def on(self, event: str, listener: Any = None) -> Any:
+            """Call ``listener`` at every ``event``; if it is ``async def``, run it as a task.
 
-        Returns:
-            The listener.
+            An exception in it goes to the event loop's exception handler; other listeners still
+            run. Without a listener it is a decorator: ``@channel.on("message")``.
 
-        Raises:
-            ValueError: there is no such event.
-        """
-        self._add(event, listener, once=False)
-        return listener
+            Returns:
+                The listener.
 
-    def once(self, event: str, listener: Listener) -> Listener:
-        """As ``on``, for the next ``event`` alone."""
-        self._add(event, listener, once=True)
+            Raises:
+                ValueError: there is no such event.
+            """
+            return self._add_or_decorate(event, listener, once=False)
+
+        def once(self, event: str, listener: Any = None) -> Any:
+            """As ``on``, for the next ``event`` alone."""
+            return self._add_or_decorate(event, listener, once=True)
+
+    def _add_or_decorate(self, event: str, listener: Any, *, once: bool) -> Any:
+        if listener is None:
+            self._check_event(event)
+            return partial(self._add_or_decorate, event, once=once)
+        self._add(event, listener, once=once)
         return listener
 
     def off(self, event: str, listener: Callable[..., Any]) -> None:
@@ -57,15 +68,18 @@ class Emitter(Owned):
                 return
 
     def _add(self, event: str, listener: Callable[..., Any], *, once: bool) -> None:
-        if event not in self.EVENTS:
-            known = ", ".join(sorted(self.EVENTS))
-            raise ValueError(f"{type(self).__name__} has no event {event!r}: it has {known}")
+        self._check_event(event)
         if not callable(listener):
             raise TypeError(
                 f"a listener is called with what happened: {listener!r} cannot be called"
             )
         self._listeners.setdefault(event, []).append((listener, once))
         self._listeners_changed(event)
+
+    def _check_event(self, event: str) -> None:
+        if event not in self.EVENTS:
+            known = ", ".join(sorted(self.EVENTS))
+            raise ValueError(f"{type(self).__name__} has no event {event!r}: it has {known}")
 
     def _listeners_changed(self, event: str) -> None:
         """Called after a listener came or went."""

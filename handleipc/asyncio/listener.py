@@ -17,10 +17,11 @@ import os
 import socket
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from handleipc.asyncio.connection import Connection
 from handleipc.asyncio.emitter import Emitter
+from handleipc.asyncio.events import OnServer
 from handleipc.asyncio.logs import throttle
 from handleipc.exceptions import ChannelBusy
 from handleipc.handles.addresses import Address
@@ -50,6 +51,10 @@ class Listener(Emitter):
         ValueError: ``untaken`` is less than 1.
         OSError: the system refuses. The socket is the caller's still.
     """
+
+    if TYPE_CHECKING:
+        on: OnServer
+        once: OnServer
 
     EVENTS: ClassVar[frozenset[str]] = frozenset({"drop", "error"})
 

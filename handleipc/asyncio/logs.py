@@ -77,5 +77,5 @@ class Throttle:
         return self.log(logging.WARNING, kind, text, *args)
 
 
-throttle = Throttle(logging.getLogger("handleipc"))
+throttle: Throttle = Throttle(logging.getLogger("handleipc"))
 """The one of this package."""

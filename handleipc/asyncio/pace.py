@@ -38,11 +38,11 @@ class Pace:
     def __init__(self) -> None:
         self._began = 0.0
         self._left = 0
-        self.is_short = False
+        self.is_short: bool = False
         """Whether this turn is a short one, since a neighbour may wait for its end."""
-        self.lines = FIRST
+        self.lines: int = FIRST
         """To be taken in the next turn."""
-        self.taken = 0
+        self.taken: int = 0
         """That were taken in this one."""
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Callable
 __all__ = ["post", "running_loop"]
 
 # As get_running_loop(), but None where none runs.
-running_loop = asyncio._get_running_loop
+running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
 
 
 def post(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:

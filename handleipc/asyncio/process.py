@@ -43,7 +43,7 @@ from handleipc.system import close_quietly
 
 __all__ = ["Child", "Options", "Starting", "fork", "parent", "spawn"]
 
-log = logging.getLogger("handleipc")
+log: logging.Logger = logging.getLogger("handleipc")
 
 PIPE = subprocess.PIPE
 P = ParamSpec("P")

@@ -22,7 +22,7 @@ from handleipc.system import close_quietly
 
 __all__ = ["Process"]
 
-log = logging.getLogger("handleipc")
+log: logging.Logger = logging.getLogger("handleipc")
 
 # linux/sched.h: the process is being shut down.
 PF_EXITING = 0x4
@@ -42,7 +42,7 @@ class Process:
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
-        self.pid = popen.pid
+        self.pid: int = popen.pid
         self.pipes: list[IO[bytes]] = [
             pipe for pipe in (popen.stdin, popen.stdout, popen.stderr) if pipe is not None
         ]

@@ -22,7 +22,7 @@ def _build_connection(fd: int, kind: int, options: Options | None) -> Connection
     return Connection(fd, kind, head=kinds.read_unread(options))
 
 
-default_registry = Registry()
+default_registry: Registry = Registry()
 default_registry.add_builder(kinds.NET_SOCKET, _build_connection, Connection)
 for _tag in (kinds.DGRAM_SOCKET, kinds.NET_BOUND_SOCKET):
     default_registry.add_builder(_tag, partial(kinds.build_socket, _tag))

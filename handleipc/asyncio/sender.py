@@ -31,7 +31,7 @@ from handleipc.wire import codec
 
 __all__ = ["Sender"]
 
-log = logging.getLogger("handleipc")
+log: logging.Logger = logging.getLogger("handleipc")
 
 NOT_OPENED = "the peer has said nothing yet (a Python child opens its channel with parent())"
 OPEN = State.OPEN

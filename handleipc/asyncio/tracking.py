@@ -41,7 +41,7 @@ class TrackingDriver(Driver):
     """
 
     def __init__(self, sock: socket.socket, protocol: ChannelProtocol) -> None:
-        self.lists = SocketLists(
+        self.lists: SocketLists = SocketLists(
             self._send_internal,
             self,
             self._schedule_turn,

@@ -162,4 +162,4 @@ class FileDescriptor(DescriptorOwner):
 
     def __init__(self, fd: int, tag: str = FD) -> None:
         super().__init__(fd)
-        self.tag = tag
+        self.tag: str = tag

@@ -106,7 +106,7 @@ class Group:
         on_empty: Callable[[Group], None] | None = None,
         post: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
-        self.key = key
+        self.key: str = key
         self._open = 0
         # One entry for each close that was noted and not taken: a deque takes and gives them
         # whole, on any thread, with a GIL or without.
@@ -114,7 +114,7 @@ class Group:
         self._is_posted = False
         self._post = post
         self.lists: set[SocketListSend] = set()
-        self.moved = 0
+        self.moved: int = 0
         """Closes that a peer will report of connections which only moved on from it."""
         self._on_shrunk = on_shrunk
         self._on_empty = on_empty
@@ -335,16 +335,16 @@ class SocketListSend:
         peer: object,
         on_forget: Callable[[str], None],
     ) -> None:
-        self.group = group
+        self.group: Group = group
         self._send = send
         self._on_forget = on_forget
-        self.reports = False
+        self.reports: bool = False
         """Whether the peer reports each close."""
         # Resends come in the order of the questions, and carry no number to match them by.
         self._requests: deque[set[Tally]] = deque()
         self._awaits_close = False
-        self.peer = peer
-        self.open = 0
+        self.peer: object = peer
+        self.open: int = 0
         """Connections delivered and not known to have closed. Node tells only when all have."""
 
     @property

@@ -86,7 +86,7 @@ class Native:
     __slots__ = ("source",)
 
     def __init__(self, source: HasFileno) -> None:
-        self.source = source
+        self.source: HasFileno = source
 
     def fileno(self) -> int:
         """Return the descriptor of what is wrapped."""
@@ -113,7 +113,7 @@ class BoundSocket:
     __slots__ = ("source",)
 
     def __init__(self, source: socket.socket) -> None:
-        self.source = source
+        self.source: socket.socket = source
 
     def fileno(self) -> int:
         """Return the descriptor of the socket."""

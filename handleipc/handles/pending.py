@@ -39,10 +39,10 @@ class PendingHandle:
         options: bytes = b"",
         native_only: bool = False,
     ) -> None:
-        self.handle = handle
-        self.tag = tag
-        self.options = options
-        self.native_only = native_only
+        self.handle: Any = handle
+        self.tag: str = tag
+        self.options: bytes = options
+        self.native_only: bool = native_only
         self.on_handed_on: Callable[[], None] | None = None
         """Called first when the peer owns it, for those who count."""
 
@@ -159,8 +159,8 @@ class Held(PendingHandle):
     ) -> None:
         super().__init__(handle, tag, options, native_only)
         self._read = read
-        self.fds_needed = fds_needed
-        self.on_delivered = on_delivered
+        self.fds_needed: int = fds_needed
+        self.on_delivered: Callable[[], None] | None = on_delivered
 
     @property
     def is_given_away(self) -> bool:

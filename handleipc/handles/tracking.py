@@ -63,7 +63,7 @@ class SocketLists:
         self.sent_lists: dict[str, SocketListSend] = {}
         self.received_lists: dict[str, SocketListReceive] = {}
         self.reports: dict[str, int] = {}
-        self.has_ended = False
+        self.has_ended: bool = False
 
     def __len__(self) -> int:
         return len(self.sent_lists) + len(self.received_lists)

@@ -38,6 +38,8 @@ docs/wire.md states them for the wire.
 from __future__ import annotations
 
 import enum
+from collections import deque
+from collections.abc import Callable
 
 from handleipc.exceptions import (
     DescriptorReleased,
@@ -47,11 +49,12 @@ from handleipc.exceptions import (
 )
 from handleipc.handles.refusal import Check, Convert, Maker
 from handleipc.limits import Invitation, Limits
+from handleipc.protocol.deliveries import Internal, Received
 from handleipc.protocol.dispatch import Dispatch
 from handleipc.protocol.front import Faults, Hooks
 from handleipc.protocol.incoming import Incoming
 from handleipc.protocol.outgoing import Outgoing
-from handleipc.protocol.stages import Stage
+from handleipc.protocol.stages import Entry, Stage
 from handleipc.protocol.timers import Timer, Timers
 from handleipc.protocol.waits import Waits
 from handleipc.protocol.writes import Writes
@@ -59,6 +62,7 @@ from handleipc.stats import Level
 from handleipc.system import System
 from handleipc.wire import VERSION
 from handleipc.wire.framing import Batch
+from handleipc.wire.syscalls import Refused
 
 __all__ = ["ChannelProtocol", "Invitation", "State"]
 
@@ -95,23 +99,25 @@ class ChannelProtocol:
     ) -> None:
         self.limits = limits
         self._system = system
-        self.state = State.OPEN
+        self.state: State = State.OPEN
         self.error: HandleIPCError | None = None
         """Why the channel ended, if it did not end politely."""
-        self.ended_here = False
+        self.ended_here: bool = False
         """Whether this end's ``disconnect`` ended it."""
         self.give_up: HandleIPCError | None = None
         """Why the front is to ``end`` the channel now."""
-        self.is_deaf = False
+        self.is_deaf: bool = False
         """Whether what the peer says next can no longer be understood."""
-        self.hooks, self.faults = Hooks(), Faults()
-        timers = self.timers = Timers(system.clock)
+        self.hooks: Hooks = Hooks()
+        self.faults: Faults = Faults()
+        self.timers: Timers = Timers(system.clock)
+        timers = self.timers
         granted = invited_by or Invitation(0, 0)
         gave = Invitation(limits.window, limits.bytes) if inviting else Invitation(0, 0)
-        self.outgoing = Outgoing(
+        self.outgoing: Outgoing = Outgoing(
             limits, system, timers, granted, hooks=self.hooks, faults=self.faults
         )
-        self.incoming = Incoming(
+        self.incoming: Incoming = Incoming(
             limits,
             system,
             timers,
@@ -123,7 +129,7 @@ class ChannelProtocol:
             check=check,
         )
         self.outgoing.hold_native_only = inviting
-        self.peer = Dispatch(
+        self.peer: Dispatch = Dispatch(
             limits,
             self.incoming,
             self.outgoing,
@@ -131,8 +137,8 @@ class ChannelProtocol:
             inviting=inviting,
             invited=invited_by is not None,
         )
-        self.waits = Waits(limits, timers, self.incoming, self.outgoing)
-        self.writes = Writes(
+        self.waits: Waits = Waits(limits, timers, self.incoming, self.outgoing)
+        self.writes: Writes = Writes(
             limits,
             system,
             timers,
@@ -143,15 +149,20 @@ class ChannelProtocol:
         )
         self._waits_since: tuple[int | None, float] = (None, 0.0)
 
-        # Of one half alone, and called for each message: without a call in between.
+        # Verbs of one part alone, some of them for each message: without a call in between.
         deliveries = self.incoming.deliveries
-        self.deadline = timers.deadline
-        self.send, self.withdraw = self.outgoing.send, self.outgoing.withdraw
-        self.take, self.take_all = deliveries.take, deliveries.take_all
-        self.wrote, self.watch_waits = self.writes.wrote, self.waits.watch
-        self.set_taker, self.begin_turn = self.incoming.set_taker, deliveries.begin_turn
-        self.ready, self.urgent = deliveries.ready, deliveries.urgent
-        self.outcomes = self.outgoing.outcomes
+        self.deadline: Callable[[], float | None] = timers.deadline
+        self.send: Callable[[bytes | Entry], bool] = self.outgoing.send
+        self.withdraw: Callable[[Entry], bool] = self.outgoing.withdraw
+        self.wrote: Callable[[int | Refused | OSError], OSError | None] = self.writes.wrote
+        self.take: Callable[..., Received] = deliveries.take
+        self.take_all: Callable[[], list[Received]] = deliveries.take_all
+        self.begin_turn: Callable[..., None] = deliveries.begin_turn
+        self.set_taker: Callable[..., None] = self.incoming.set_taker
+        self.watch_waits: Callable[..., bool] = self.waits.watch
+        self.ready: deque[Received] = deliveries.ready
+        self.urgent: deque[tuple[Internal, int]] = deliveries.urgent
+        self.outcomes: deque[tuple[Entry, str | None]] = self.outgoing.outcomes
 
     @property
     def dialect(self) -> str:

@@ -38,19 +38,20 @@ class Credit:
     def __init__(self, limits: Limits, descriptors: int, size: int) -> None:
         self._window = self._window_size = limits.window
         self._size = limits.bytes
-        self.descriptors = descriptors
+        self.descriptors: int = descriptors
         """The peer may number handles whose descriptors, of all so far, are no more than this."""
-        self.size = size
+        self.size: int = size
         """The peer may begin a counted line while it has sent fewer bytes than this."""
-        self.bytes_in = 0
-        self.seen = self._seen_descriptors = 0
-        self.ack = self._ack_said = 0
+        self.bytes_in: int = 0
+        self.seen: int = 0
+        self._seen_descriptors = self._ack_said = 0
+        self.ack: int = 0
         """Every handle up to this is acknowledged or refused."""
         self._done_descriptors = 0
         self._watch_for_half()
 
     def _watch_for_half(self) -> None:
-        self.due_at = self.size - self._size + max(1, self._size // 2)
+        self.due_at: int = self.size - self._size + max(1, self._size // 2)
         """Bytes taken from which on more are granted: with half a window free, and no less, or ends
         that take each line at once would send a grant for each (docs/wire.md, section 4: an endless
         ping-pong)."""

@@ -97,13 +97,13 @@ class Deliveries:
     def __init__(self, ready: int, faults: Faults) -> None:
         self._ready = max(1, ready)
         self._faults = faults
-        self.pace = 0
+        self.pace: int = 0
         """Descriptors that may be acknowledged ahead: 0 before the first reader."""
-        self.takes_all = False
+        self.takes_all: bool = False
         """Whether somebody takes everything as soon as it is ready: a listener, or ``batches``."""
-        self.is_awaited = False
+        self.is_awaited: bool = False
         """Whether something of ours waits for the peer, which may wait for us to take a handle."""
-        self.holds_back = True
+        self.holds_back: bool = True
         """Whether plain messages wait for a reader; internal ones then overtake them. To be set by
         ``hold_back``."""
         self.ready: deque[Received] = deque()
@@ -111,19 +111,19 @@ class Deliveries:
         self.urgent: deque[tuple[Internal, int]] = deque()
         """Internal messages that overtake, with their sizes."""
         self._sizes: deque[int] = deque()
-        self.bytes = 0
+        self.bytes: int = 0
         """In ``ready`` and ``urgent``."""
-        self.bytes_waiting = 0
+        self.bytes_waiting: int = 0
         """Behind acknowledgements that the kernel does not have yet."""
-        self.bytes_taken = 0
-        self.waiting_descriptors = 0
+        self.bytes_taken: int = 0
+        self.waiting_descriptors: int = 0
         """Of acknowledged handles that nobody has taken."""
         # How many descriptors a handle has, by its id, of those that have more than one. A
         # conversion may make the same object of many.
         self._heavy: dict[int, list[int]] = {}
         self._refilling = True
         self._took_handles = False
-        self.was_taken = False
+        self.was_taken: bool = False
         """Whether anything was in this turn of the loop."""
         # Of the next control stage, and of those that the kernel does not have yet.
         self._chunk = _Chunk()

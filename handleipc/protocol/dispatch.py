@@ -63,11 +63,11 @@ class Dispatch:
         self._outgoing = outgoing
         self._warnings = faults.warnings
         self._inviting = inviting
-        self.was_opened = False
+        self.was_opened: bool = False
         """Whether the peer has said anything."""
-        self.has_switched = False
+        self.has_switched: bool = False
         """Whether it speaks native."""
-        self.may_switch = invited
+        self.may_switch: bool = invited
         """Whether this end may speak native, or does."""
 
     def take(self, batch: Batch) -> None:

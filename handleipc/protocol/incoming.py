@@ -17,6 +17,7 @@ which is what a process runs out of.
 from __future__ import annotations
 
 import copy
+from collections import deque
 
 from handleipc.exceptions import HandleError
 from handleipc.handles.refusal import Check, Convert, Maker, Refusal, accept_any, make_none
@@ -71,21 +72,21 @@ class Incoming:
         self._maker = maker or make_none
         self._check = check or accept_any
         self.native = False
-        self.closing = False
-        self.listens_internal = False
+        self.closing: bool = False
+        self.listens_internal: bool = False
         """Whether somebody waits for internal messages, which may stand behind unread others."""
-        self.deliveries = Deliveries(limits.ready, faults)
-        self.pairing = Pairing(system.close)
-        self.held = HeldLines()
+        self.deliveries: Deliveries = Deliveries(limits.ready, faults)
+        self.pairing: Pairing = Pairing(system.close)
+        self.held: HeldLines = HeldLines()
         """Lines that wait: for descriptors, or for room among what is acknowledged."""
-        self.lost = Lost(limits, system, timers, self.held)
+        self.lost: Lost = Lost(limits, system, timers, self.held)
 
-        self.ready = self.deliveries.ready
+        self.ready: deque[Received] = self.deliveries.ready
         """Messages that the application may take."""
 
         # What is due to be said.
         self._errors = faults.errors
-        self.node = NodeHandles(
+        self.node: NodeHandles = NodeHandles(
             limits,
             system,
             timers,
@@ -94,8 +95,8 @@ class Incoming:
             pairing=self.pairing,
             errors=faults.errors,
         )
-        self.credit = Credit(limits, gave.descriptors, gave.bytes)
-        self.news = News(self.credit, self.lost, self._granted_from)
+        self.credit: Credit = Credit(limits, gave.descriptors, gave.bytes)
+        self.news: News = News(self.credit, self.lost, self._granted_from)
         self.wants_more = False
         """Whether a local wait needs us to go on reading although nobody takes what comes."""
 

@@ -51,8 +51,8 @@ class HeldLines(deque[HeldLine]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
-        self.internal = 0
+        self.bytes: int = 0
+        self.internal: int = 0
         """How many of them are internal messages."""
 
     def append(self, line: HeldLine) -> None:

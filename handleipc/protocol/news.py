@@ -32,7 +32,7 @@ class News:
         self._lost = lost
         # Runs of handles refused for one reason: first handle, how many, code.
         self._refusals: list[tuple[int, int, str]] = []
-        self.is_owed = False
+        self.is_owed: bool = False
         """Whether something was acknowledged or refused that the peer was not told of."""
 
     def acknowledge(self, sequence: int, descriptors: int) -> None:

@@ -39,7 +39,7 @@ class Replies:
         self._timers = timers
         self.lines: list[bytes] = []
         """What is due now."""
-        self.postponed = 0
+        self.postponed: int = 0
         """Handles whose reply waits for the application to take others."""
         self._since = self._pause = 0.0
 
@@ -138,7 +138,7 @@ class NodeHandles:
         self._pairing = pairing
         self._errors = errors
         self._closing = False
-        self.replies = Replies(limits, system, timers)
+        self.replies: Replies = Replies(limits, system, timers)
 
     def take(self, item: HeldLine, at: int) -> bool:
         """Take a handle whose line begins at stream offset ``at``, and claim its descriptor.
@@ -231,8 +231,8 @@ class NodeSlot:
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
         self.entry: Entry | None = None
-        self.nacks = 0
-        self.is_refused = False
+        self.nacks: int = 0
+        self.is_refused: bool = False
         """Whether it is to leave again, after a pause."""
 
     def put(self, entry: Entry) -> None:

@@ -20,6 +20,8 @@ Whatever happens, each entry ends exactly once, in ``outcomes``. Does not write,
 
 from __future__ import annotations
 
+from collections import deque
+
 from handleipc.exceptions import ChannelFull, DescriptorReleased, LocalProtocolError
 from handleipc.handles.refusal import refusal_in_words
 from handleipc.limits import Invitation, Limits
@@ -30,7 +32,7 @@ from handleipc.protocol.stages import Entry, EntryState, Late, Stage
 from handleipc.protocol.staging import STAGE_BYTES, NativeStages, stage_plain, stage_waited
 from handleipc.protocol.timers import Timers
 from handleipc.protocol.window import Window
-from handleipc.system import System
+from handleipc.system import InFlight, System
 from handleipc.wire import envelope
 
 __all__ = ["Outgoing"]
@@ -61,18 +63,18 @@ class Outgoing:
         faults: Faults,
     ) -> None:
         self._limits = limits
-        self.in_flight = system.in_flight
+        self.in_flight: InFlight = system.in_flight
         self.native = False
-        self.queue = SendQueue(faults)
-        self.outcomes = self.queue.outcomes
+        self.queue: SendQueue = SendQueue(faults)
+        self.outcomes: deque[tuple[Entry, str | None]] = self.queue.outcomes
         self._above_water = False
-        self.window = Window(limits, timers, granted, hooks)
+        self.window: Window = Window(limits, timers, granted, hooks)
         self._native = NativeStages(limits, system.in_flight, self.queue, self.window)
-        self.node = NodeSlot(timers)
+        self.node: NodeSlot = NodeSlot(timers)
         self.stage: Stage | None = None
         self.parked: Stage | None = None
         """A data stage that the kernel refused whole, overtaken by control."""
-        self.lost_something = False
+        self.lost_something: bool = False
         """Whether the channel ended with something queued or unacknowledged."""
         self.hold_native_only = False
         """Whether handles that only handleipc can receive may still hope for a switch."""

@@ -39,7 +39,7 @@ class Pairing:
         # The set being used up: what arrived, how much of it is claimed, places not claimed.
         self._fds: list[int] = []
         self._claimed = 0
-        self.places = 0
+        self.places: int = 0
         """Of the set being used up, that no line has claimed."""
         self._position = 0
 

@@ -27,9 +27,9 @@ class SendQueue:
 
     def __init__(self, faults: Faults) -> None:
         self.items: deque[bytes | Entry] = deque()
-        self.bytes = 0
+        self.bytes: int = 0
         """Of the messages that wait."""
-        self.descriptors = 0
+        self.descriptors: int = 0
         """Of the handles that wait."""
         self.outcomes: deque[tuple[Entry, str | None]] = deque()
         """Entries that ended: (entry, None) if delivered or written, else why not. Of successes

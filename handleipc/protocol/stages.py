@@ -54,14 +54,14 @@ class Entry:
     """Its number, once it has one."""
 
     def __init__(self, line: bytes, message: JSON, pending: PendingHandle | None) -> None:
-        self.line = line
-        self.size = len(line) if pending is None else len(line) + len(pending.options)
+        self.line: bytes = line
+        self.size: int = len(line) if pending is None else len(line) + len(pending.options)
         """Bytes it occupies while it waits."""
-        self.descriptors = 0 if pending is None else pending.fds_needed
-        self.message = message
-        self.pending = pending
-        self.state = QUEUED
-        self.in_doubt = False
+        self.descriptors: int = 0 if pending is None else pending.fds_needed
+        self.message: JSON = message
+        self.pending: PendingHandle | None = pending
+        self.state: EntryState = QUEUED
+        self.in_doubt: bool = False
         """Whether it ended in a way in which the peer may own its handle."""
         self.waiter: object = None
 
@@ -79,8 +79,8 @@ class Late(Entry):
     def __init__(self, make: Callable[[], bytes], ended: Callable[[], None]) -> None:
         super().__init__(b"", None, None)
         self.size = LATE_SIZE
-        self.make = make
-        self.ended = ended
+        self.make: Callable[[], bytes] = make
+        self.ended: Callable[[], None] = ended
 
 
 class Stage:
@@ -107,19 +107,19 @@ class Stage:
 
     def __init__(self, data: bytes, *, is_control: bool = False) -> None:
         self.data: bytes | LongLine = data
-        self.ends_long = False
+        self.ends_long: bool = False
         """Whether the last message in it is too long to be copied."""
-        self.counted = 0
+        self.counted: int = 0
         """Bytes of it that the peer grants, in the native dialect."""
-        self.offset = 0
-        self.is_control = is_control
-        self.is_run = False
+        self.offset: int = 0
+        self.is_control: bool = is_control
+        self.is_run: bool = False
         """Whether its descriptors are those of a run, which its first line counts itself."""
         self.entries: list[Entry] = []
         self.fds: list[int] = []
         self.items: list[bytes | Entry] = []
         self.marks: deque[tuple[int, Entry | int]] = deque()
-        self.resends = False
+        self.resends: bool = False
 
     def finish(self, lines: list[bytes]) -> Stage | None:
         """Take what was spelled; returns None if that is nothing."""

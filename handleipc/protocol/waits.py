@@ -34,7 +34,7 @@ class Waits:
         self._incoming = incoming
         self._outgoing = outgoing
         self._key: object = None
-        self.nobody_takes = False
+        self.nobody_takes: bool = False
         """Whether a local wait was for a peer that waits for us to take its handles, too long."""
 
     @property

@@ -30,20 +30,20 @@ class Window:
     """
 
     def __init__(self, limits: Limits, timers: Timers, granted: Invitation, hooks: Hooks) -> None:
-        self.may_descriptors = granted.descriptors
+        self.may_descriptors: int = granted.descriptors
         """Handles may be numbered while their descriptors, of all so far, are no more than this."""
-        self.may_bytes = granted.bytes
+        self.may_bytes: int = granted.bytes
         """A counted line may begin while fewer bytes than this were sent."""
         self.bytes_sent = 0
-        self.numbered = 0
-        self.descriptors_sent = 0
+        self.numbered: int = 0
+        self.descriptors_sent: int = 0
         """Of all numbered handles."""
-        self.descriptors_out = 0
+        self.descriptors_out: int = 0
         """Of those not acknowledged."""
-        self.acked = 0
+        self.acked: int = 0
         self.unacked: dict[int, Entry] = {}
         """In the order of their numbers."""
-        self.resends = Resends(limits, timers, hooks)
+        self.resends: Resends = Resends(limits, timers, hooks)
         """Handles whose descriptors the peer asked for again."""
 
     def __len__(self) -> int:

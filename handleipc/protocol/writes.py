@@ -54,7 +54,7 @@ class Writes:
         self._give_up = give_up
         self._retry_delay = 0.0
         self._no_memory_since: float | None = None
-        self.are_dead = False
+        self.are_dead: bool = False
         """Whether nothing more can be written."""
 
     def wrote(self, outcome: int | Refused | OSError) -> OSError | None:

@@ -117,7 +117,7 @@ class LineFramer:
         *starts, _ = itertools.accumulate(sizes, initial=0)
         views = [whole[start : start + size] for start, size in zip(starts, sizes, strict=True)]
         self._ends_view, self._sets_view, self._fds_view = views
-        self.reader = ffi.new("hipc_reader *")
+        self.reader: CData = ffi.new("hipc_reader *")
         reader = self.reader
         reader.ends, reader.sets, reader.fds = (self._report + at for at in starts)
         self.reader.max_ends = MAX_ENDS
@@ -125,7 +125,7 @@ class LineFramer:
         self.reader.max_fds = MAX_FDS
         self._view = memoryview(b"")
         self._data: CData | None = None
-        self.is_large = False
+        self.is_large: bool = False
         """Whether ``shrink`` may give memory back."""
         self._buffer: mmap.mmap | None = None
         self._resize(min(INITIAL_CAPACITY, line_limit))

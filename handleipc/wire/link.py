@@ -19,7 +19,7 @@ from handleipc.system import close_quietly
 from handleipc.wire.envelope import RUN_BYTES
 from handleipc.wire.framing import MAX_ENDS, Batch, LineFramer, LongLine
 from handleipc.wire.gaps import Gaps
-from handleipc.wire.peer import peer_of, peer_pidfd
+from handleipc.wire.peer import Peer, peer_of, peer_pidfd
 from handleipc.wire.syscalls import READ_BUDGET, Receiver, Refused, send_with_fds
 
 __all__ = ["Link"]
@@ -46,8 +46,8 @@ class Link:
         self, sock: socket.socket, line_limit: int, node_pid: Callable[[], int] = lambda: 0
     ) -> None:
         self._sock = sock
-        self.fd = sock.fileno()
-        self.peer = peer_of(sock)
+        self.fd: int = sock.fileno()
+        self.peer: Peer = peer_of(sock)
         try:
             sock.setblocking(False)
             self._receiver = Receiver(LineFramer(max(line_limit, RUN_BYTES)))
@@ -56,10 +56,11 @@ class Link:
             raise
         self._gaps = Gaps(node_pid, self.peer_has_read)
         self._receives = True
-        self.at_eof = self.must_go_on = False
+        self.at_eof: bool = False
+        self.must_go_on: bool = False
         """Of the last read: whether nothing can follow, and whether to read again without waiting
         for the socket; see ``Receiver``."""
-        self.has_more = False
+        self.has_more: bool = False
         """Whether the last read left anything, there or in the socket, as far as it knows. To be
         read without waiting for the socket: libuv, for one, stops polling one with an error behind
         what is left to read."""

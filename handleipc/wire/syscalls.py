@@ -186,9 +186,9 @@ class Receiver:
 
     def __init__(self, framer: LineFramer) -> None:
         self._framer = framer
-        self.at_eof = False
-        self.drained = False
-        self.must_go_on = False
+        self.at_eof: bool = False
+        self.drained: bool = False
+        self.must_go_on: bool = False
         """Whether ``receive`` is to be called again without waiting for the socket.
 
         The buffer holds lines that the last report had no room for, or a read failed after others

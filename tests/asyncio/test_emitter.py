@@ -29,6 +29,29 @@ async def test_on_returns_the_listener() -> None:
     assert bell.once("ring", listener) is listener
 
 
+async def test_a_decorator() -> None:
+    """Without a listener ``on`` and ``once`` decorate one, and know at once if there is the event."""
+    bell = Bell()
+    calls: list[str] = []
+
+    @bell.on("ring")
+    def always() -> None:
+        calls.append("on")
+
+    @bell.once("ring")
+    def first() -> None:
+        calls.append("once")
+
+    bell.emit("ring")
+    bell.emit("ring")
+    assert calls == ["on", "once", "on"]
+    bell.off("ring", always)
+    assert bell.emit("ring") is False
+    assert first is not None
+    with pytest.raises(ValueError, match="no event 'sing'"):
+        bell.on("sing")
+
+
 async def test_emit_says_whether_anybody_listened() -> None:
     """An event without listeners is said to be nobody's."""
     bell = Bell()
