@@ -31,8 +31,8 @@ NOT_OURS: dict[tuple[str, str, str], str] = {
     ("", "fstat", "by subprocess"): POPEN,
     ("", "ioctl", "by base_events"): PIPES,
     ("", "fstat", "by base_events"): PIPES,
-    ("uvloop", "ioctl", "Connection.start"): TRANSPORT,
-    ("uvloop", "fcntl", "Connection.start"): TRANSPORT,
+    ("uvloop", "ioctl", "Connection._start"): TRANSPORT,
+    ("uvloop", "fcntl", "Connection._start"): TRANSPORT,
     ("uvloop", "epoll_ctl", ""): "libuv ends the process (uv__io_poll)",
 }
 
