@@ -301,7 +301,8 @@ async def test_a_close_that_raises_for_handles_never_given(
     conversion.on_from_wire = on_from_wire
     async with raw_peer("native") as (a, peer):
         with loop_errors() as errors:
-            lines = b'[1,2]\n[2,1,1,"thing",1]\n[2,2,1,"thing",2]\n'
+            # In one line, which one turn takes whole.
+            lines = b'[4,1,"thing",[1,2]]\n'
             ours = os.open(os.devnull, os.O_RDONLY)
             # Its write is blocked, so that no acknowledgement leaves.
             a._link._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ import handleipc
 from handleipc import Channel, Limits
 from handleipc.limits import Invitation
 from tests.asyncio.helpers import earned
+from tests.nodes import NODE_VERSIONS, node_binary
 
 HOLDER = """
     import asyncio, handleipc
@@ -100,19 +102,23 @@ async def spread(server, children, count) -> None:
         await children[i % len(children)].send(i, connection)
 
 
-@pytest.mark.parametrize("kind", ["python", "node"])
-async def test_twelve_connections_over_three_children(kind: str, program) -> None:
-    """The count is right after each close, and the server ends exactly with the last."""
-    from tests.nodes import NODE_VERSIONS, node_binary
+@pytest.fixture
+def newest_nodes(kind: str) -> list[str]:
+    """Three Node.js, if they are asked for: installed before the test's time begins."""
+    return [str(node_binary(version)) for version in NODE_VERSIONS[-3:] if kind == "node"]
 
+
+@pytest.mark.parametrize("kind", ["python", "node"])
+async def test_twelve_connections_over_three_children(
+    kind: str, program: Any, newest_nodes: list[str]
+) -> None:
+    """The count is right after each close, and the server ends exactly with the last."""
     if kind == "python":
         path = program("holder.py", HOLDER)
         children = [await handleipc.fork(path) for _ in range(3)]
     else:
         path = program("holder.js", NODE_HOLDER)
-        children = [
-            await handleipc.spawn(node_binary(version), path) for version in NODE_VERSIONS[-3:]
-        ]
+        children = [await handleipc.spawn(binary, path) for binary in newest_nodes]
     server = await handleipc.listen("127.0.0.1", 0)
     async with clients(server.sockname, 12):
         await spread(server, children, 12)

@@ -68,9 +68,17 @@ def test_every_fault(sweep: Sweep, counted: list[Outcome]) -> None:
     assert sum(bool(one.fired) for one in outcomes) > 0.9 * len(outcomes)
 
 
+# Who lives is asked when a write fails, which on a busy machine may be before the EOF is seen.
+SOMETIMES = {"poll"}
+
+
 def test_the_page_is_current(counted: list[Outcome]) -> None:
     """docs/faults.md names the calls and errors that are tried."""
-    tried = set(table.rows([Outcome.of(cell) for cell in plan(counted, every=False)]))
+    tried = {
+        row
+        for row in table.rows([Outcome.of(cell) for cell in plan(counted, every=False)])
+        if row[0] not in SOMETIMES
+    }
     written = table.structure(table.PAGE.read_text()) if table.PAGE.exists() else set()
     assert written == tried, "run python -m tests.faults --write"
 
