@@ -66,7 +66,7 @@ class Pace:
         if took > most:
             self.lines = max(1, int(min(self.lines, self.taken) * max(most / took, 0.5)))
         elif self.taken >= self.lines:
-            self.lines = min(MAX_ENDS, int(self.lines * min(most / took, 2.0)) + 1)
+            self.lines = min(MAX_ENDS, int(self.lines * min(most / took, 2.0)))
         if took < SHORT and not more:
             if Pace._light is not self:
                 Pace._light, Pace._other_at = self, Pace._light_at

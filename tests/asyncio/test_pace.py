@@ -112,7 +112,7 @@ def test_what_is_left_to_a_reader_counts(clock: Clock) -> None:
     end = Pace()
     for _ in range(20):
         clock.turn(end, end.lines, 0.0, left=end.lines)
-    assert end.lines <= LONG / pace.READING + 1
+    assert end.lines <= LONG / pace.READING
 
 
 def test_what_was_left_before_does_not_count(clock: Clock) -> None:
