@@ -191,7 +191,7 @@ void hipc_reset_signals(void);
  * Say what the descriptor `fd` is: HIPC_KIND_SOCKET | domain << 8 | type, with
  * HIPC_KIND_LISTENING for a listening stream socket; HIPC_KIND_FIFO; or HIPC_KIND_OTHER.
  *
- * Returns the kind; -errno (-EBADF) if it is not open.
+ * Returns the kind; -errno if it is not open (-EBADF), or the system does not tell.
  */
 int32_t hipc_kind(int fd);
 

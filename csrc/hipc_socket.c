@@ -71,9 +71,13 @@ int32_t hipc_kind(int fd)
         return HIPC_KIND_SOCKET | (domain & 0xff) << 8 | (type & 0xff) |
                (listening ? HIPC_KIND_LISTENING : 0);
     }
-    /* ENOTSOCK; or EBADF, which an open O_PATH descriptor answers too: fstat knows. */
+    if (errno != ENOTSOCK && errno != EBADF)
+        return -errno; /* a socket of which the system will not tell */
+    /* EBADF is what an open O_PATH descriptor answers too: fstat knows. */
     if (fstat(fd, &status) < 0)
         return -errno;
+    if (S_ISSOCK(status.st_mode))
+        return -EBADF; /* by its path, or not told again */
     return S_ISFIFO(status.st_mode) ? HIPC_KIND_FIFO : HIPC_KIND_OTHER;
 }
 

@@ -226,7 +226,7 @@ class World:
                     found.append(("eof", name))
                 if not peer.alive and not self.is_gone(peer):
                     found.append(("reap", name))
-                deadline = protocol.deadline()
+                deadline = protocol.deadline
                 if deadline is not None and deadline < ENDLESS / 2:
                     found.append(("tick", name))
             if not end.reads:
@@ -309,32 +309,28 @@ class World:
 
     def _do_begin(self, end: End, size: int) -> None:
         """The application begins to read."""
-        end.reads = end.has_earned = True
-        end.protocol.incoming.deliveries.reader_came()
-        end.protocol.incoming.pump()
+        end.reads = True
+        self._do_want(end, size)
 
     def _do_leave(self, end: End, size: int) -> None:
         """The reader is cancelled, and a turn ends; perhaps another comes, later."""
         self.now_used += 1
-        end.protocol.incoming.deliveries.begin_turn(reader_waits=False)
+        end.protocol.begin_turn(reader_waits=False)
         end.reads = bool(self.now_used % 2)
 
     def _do_want(self, end: End, size: int) -> None:
-        """A reader finds nothing ready."""
+        """A reader waits, and a turn begins."""
         end.has_earned = True
-        deliveries = end.protocol.incoming.deliveries
-        deliveries.reader_came()
-        deliveries.found_nothing()
+        end.protocol.begin_turn(reader_waits=True)
         end.protocol.incoming.pump()
 
     def _do_await(self, end: End, size: int) -> None:
         """A turn of the loop: its sends are awaited, or are not any more."""
         self.now_used += 1
         protocol = end.protocol
-        protocol.incoming.deliveries.begin_turn(reader_waits=False)
+        protocol.begin_turn(reader_waits=False)
         waits = bool(protocol.outgoing.waiting_descriptors) and self.now_used % 3 > 0
         protocol.watch_waits(for_peer=waits, for_kernel=False)
-        protocol.incoming.wants_more = waits
         end.has_earned |= waits
         protocol.incoming.pump()
 
@@ -403,7 +399,7 @@ class World:
         self._end(end, partial(end.protocol.end, peer_is_dead=True))
 
     def _do_tick(self, end: End, size: int) -> None:
-        self.now = max(self.now, end.protocol.deadline() or 0)
+        self.now = max(self.now, end.protocol.deadline or 0)
         end.protocol.on_deadline()
 
     def _do_take(self, end: End, size: int) -> None:

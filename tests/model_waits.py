@@ -64,16 +64,13 @@ class Waiting(World):
 
     def _do_turn(self, end: End, size: int) -> None:
         """As the asyncio layer's: say what waits, pump, find out who need not wait any more."""
-        protocol, deliveries = end.protocol, end.protocol.incoming.deliveries
+        protocol = end.protocol
         if not self._still_waits(end):
             self.waits[end.name] = ""
         kind = self.waits[end.name]
-        deliveries.begin_turn(reader_waits=end.reads)
+        protocol.begin_turn(reader_waits=end.reads)
         end.has_earned |= bool(kind) or end.reads
         protocol.watch_waits(for_peer=kind in FOR_PEER, for_kernel=kind == "M")
-        protocol.incoming.wants_more = bool(kind)
-        if end.reads and not protocol.incoming.ready:
-            deliveries.reader_came()
         protocol.incoming.pump()
         if kind and protocol.nobody_reads:
             self.waits[end.name], self.busy, self.told = "", self.busy + 1, self.told + 1
@@ -90,7 +87,7 @@ class Waiting(World):
                 return
             before = self.waits.copy(), self.key(), self.now
             for end in self.ends.values():
-                deadline = end.protocol.deadline()
+                deadline = end.protocol.deadline
                 if deadline is not None and deadline < ENDLESS / 2:
                     self.do(("tick", end.name))
             for name in "AB":

@@ -156,7 +156,7 @@ class Fed:
 
     def wait(self) -> None:
         """Let time pass until the next deadline."""
-        deadline = self.protocol.deadline()
+        deadline = self.protocol.deadline
         assert deadline is not None
         self.now = max(self.now, deadline)
         self.protocol.on_deadline()

@@ -76,7 +76,7 @@ class Plain:
             elif is_done():
                 return
             elif protocol.want_read(waiting=not reads):
-                deadline = protocol.deadline()
+                deadline = protocol.deadline
                 wait = 10.0 if deadline is None else max(0.0, deadline - self._clock())
                 if link.wait(min(wait, 10.0), writing=writing) or link.must_go_on:
                     self._read()

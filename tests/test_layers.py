@@ -165,15 +165,24 @@ def test_each_file_says_what_it_is(name: str, path: Path) -> None:
 
 # What a front may know of ``protocol.channel.ChannelProtocol``, and what of the rest of its wing.
 VERBS = {
-    *("received", "wrote", "next_stage", "want_read", "deadline", "on_deadline"),
-    *("send", "withdraw", "take", "take_all", "set_taker", "begin_turn", "watch_waits"),
+    *("received", "wrote", "next_stage", "want_read", "on_deadline"),
+    *(
+        "send",
+        "check_room",
+        "withdraw",
+        "take",
+        "take_all",
+        "set_taker",
+        "begin_turn",
+        "watch_waits",
+    ),
     *("disconnect", "end"),
 }
 VALUES = {
     *("state", "error", "ended_here", "give_up", "finished", "is_deaf", "dialect", "limits"),
     *("was_opened", "peer_is_native", "may_become_native", "idle", "lost_something"),
     *("is_above_water", "handles_out", "nobody_reads", "is_waited_for"),
-    *("may_go_on", "levels"),
+    *("may_go_on", "levels", "deadline"),
 }
 EVENTS = {"ready", "urgent", "outcomes", "faults", "hooks"}
 TYPES = {
@@ -188,14 +197,15 @@ FRONTS = [m for m in MODULES if m[0].startswith(("asyncio.", "blocking"))]
 def uses_of_a_protocol(path: Path) -> Iterator[tuple[str, str, bool]]:
     """Yield each name that a module asks a protocol for, the next one behind it, and if it calls.
 
-    The protocol is ``self._protocol``, or a variable or argument of the name ``protocol``.
+    The protocol is an attribute ``_protocol``, or a variable or argument ``protocol``.
     """
     tree = ast.parse(path.read_text())
     outer = {id(node.value): node for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
-        whole = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
-        if whole in {"self._protocol", "protocol"} and (use := outer.get(id(node))):
+        is_one = isinstance(node, ast.Attribute) and node.attr == "_protocol"
+        is_one = is_one or (isinstance(node, ast.Name) and node.id == "protocol")
+        if is_one and (use := outer.get(id(node))):
             behind = outer.get(id(use))
             yield use.attr, behind.attr if behind else "", id(use) in called
 

@@ -290,7 +290,7 @@ class Channel(Sender):
                 raise self._why_closed()
             self._reader = self._loop.create_future()
             try:
-                if not self._turn_scheduled and (protocol.may_go_on or not self._is_reading):
+                if protocol.may_go_on or not self._is_reading:
                     self._turn()
                 elif self._takers_changed:
                     self._say_who_takes()

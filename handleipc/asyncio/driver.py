@@ -197,7 +197,7 @@ class Driver(Attachment):
             self._watch(reading=reading, writing=writing, hangup=paused)
         if reading and self._link.has_more:
             self._schedule_read()
-        deadline = protocol.deadline()
+        deadline = protocol.deadline
         if self._read_again_at is not None:
             deadline = min(deadline or math.inf, self._read_again_at)
         if deadline is not None:
@@ -462,7 +462,7 @@ class Driver(Attachment):
             is_idle = protocol.state is State.OPEN and protocol.idle
             if is_idle or self._is_over or left <= 0:
                 return
-            due = protocol.deadline()
+            due = protocol.deadline
             wait = left if due is None else min(left, max(0.0, due - process_system.clock()))
             if self._link.wait(wait, writing=bool(writing)) or self._link.must_go_on:
                 self._read()

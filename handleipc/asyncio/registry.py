@@ -28,7 +28,7 @@ for _tag in (kinds.DGRAM_SOCKET, kinds.NET_BOUND_SOCKET):
     default_registry.add_builder(_tag, partial(kinds.build_socket, _tag))
 for _tag in (kinds.NET_NATIVE, kinds.DGRAM_NATIVE):
     default_registry.add_builder(_tag, partial(kinds.build_native, _tag))
-default_registry.add_builder(kinds.FD, kinds.build_fd)
+default_registry.add_builder(kinds.FD, kinds.build_fd, kinds.adopt_fd)
 default_registry.add_preparer(Connection, kinds.prepare_connection)
 default_registry.add_preparer(socket.socket, kinds.prepare_socket)
 default_registry.add_preparer(Native, kinds.prepare_native)

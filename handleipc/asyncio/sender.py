@@ -303,6 +303,7 @@ class Sender(TrackingDriver):
             Its entry, and whether senders should wait now. Raises as ``send``, and then the handle
             is as it was.
         """
+        self._protocol.check_room(len(line), is_handle=True)  # before anything is done to it
         pending = self._prepare_handle(handle, keep_open, transfer)
         entry = Entry(line, message, pending)
         try:

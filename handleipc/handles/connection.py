@@ -6,6 +6,7 @@ passed on. Reads nothing but with MSG_PEEK.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket as stdlib_socket
 import ssl
@@ -16,7 +17,7 @@ from typing import ClassVar, Self
 from handleipc.exceptions import DescriptorReleased, UnsupportedHandle
 from handleipc.handles import addresses
 from handleipc.handles.addresses import Address
-from handleipc.handles.fds import DescriptorOwner
+from handleipc.handles.fds import DETACHED, DescriptorOwner
 from handleipc.handles.group import Group
 from handleipc.handles.sockets import Socket, family_of, is_stream, own, type_of, was_connected
 from handleipc.wire.syscalls import KIND_LISTENING, adopt, descriptor_kind
@@ -31,14 +32,14 @@ def _kind_of_received(fd: int) -> int:
     """Return the kind of a connection that came from another process, and make it non-blocking.
 
     Raises:
-        UnsupportedHandle: it is none, whatever the peer says.
+        ConnectionAbortedError: it is none, whatever the peer says: to the application it is one
+            more connection that cannot be used.
+        OSError: the system refuses to say; the next use asks again.
     """
-    try:
-        kind = adopt(fd)
-    except OSError:
-        kind = 0
+    kind = adopt(fd)
     if not is_stream(kind) or kind & KIND_LISTENING:
-        raise UnsupportedHandle("the peer sent a net.Socket with a descriptor of another kind")
+        what = "the peer sent a net.Socket with a descriptor of another kind"
+        raise ConnectionAbortedError(errno.ECONNABORTED, what)
     return kind
 
 
@@ -117,14 +118,14 @@ class BaseConnection(DescriptorOwner):
     def _from(cls, other: BaseConnection) -> Self:
         """Take over what another front's connection owns; the other one is detached."""
         made = cls(
-            other.fileno(),
+            DescriptorOwner.fileno(other),  # which does not look: the new one will
             other._kind,
             group=other._group,
             raw_peer=other._raw_peer,
             head=other._head,
         )
         other._group, other._head = None, b""
-        other.detach()
+        other._fd = DETACHED
         return made
 
     def fileno(self) -> int:
@@ -132,7 +133,8 @@ class BaseConnection(DescriptorOwner):
 
         Raises:
             DescriptorReleased: it is closed, detached or on its way.
-            UnsupportedHandle: the peer that sent it said what is not true of it.
+            ConnectionAbortedError: it came from another process, and is no connection. So say
+                all methods that use it.
         """
         fd = self._fd
         if fd < 0 or not self._kind:
@@ -145,7 +147,7 @@ class BaseConnection(DescriptorOwner):
         """The address family: AF_INET, AF_INET6 or AF_UNIX.
 
         Raises:
-            DescriptorReleased, UnsupportedHandle: as ``fileno``, of one that was never used.
+            DescriptorReleased, ConnectionAbortedError: as ``fileno``, of one that was never used.
         """
         if not self._kind:
             self.fileno()

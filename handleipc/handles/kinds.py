@@ -29,7 +29,7 @@ from handleipc.handles.sockets import (
 )
 from handleipc.typing import HasFileno, Options
 from handleipc.wire import codec
-from handleipc.wire.syscalls import KIND_FIFO, KIND_LISTENING, KIND_SOCKET, descriptor_kind
+from handleipc.wire.syscalls import KIND_FIFO, KIND_LISTENING, KIND_SOCKET, adopt, descriptor_kind
 
 __all__ = [
     "DGRAM_NATIVE",
@@ -43,6 +43,7 @@ __all__ = [
     "NODE_TAGS",
     "BoundSocket",
     "Native",
+    "adopt_fd",
     "build_fd",
     "build_native",
     "build_socket",
@@ -386,6 +387,14 @@ def build_native(tag: str, fd: int, kind: int, options: Options | None) -> Socke
         OSError: as ``build_socket``.
     """
     return build_socket(tag, fd, kind, options) if kind & KIND_SOCKET else FileDescriptor(fd, tag)
+
+
+def adopt_fd(fd: int) -> FileDescriptor:
+    """Make a ``FileDescriptor`` that owns ``fd``; a socket among them is non-blocking then."""
+    owner = FileDescriptor(fd)
+    with contextlib.suppress(OSError):
+        adopt(fd)
+    return owner
 
 
 def build_fd(fd: int, kind: int, options: Options | None) -> FileDescriptor:

@@ -178,15 +178,17 @@ class Registry:
         builder = self._builders.get(tag)
         if builder is None:
             return self._convert_custom(tag, options, fds)
-        kind = _adopt(fds[0]) if len(fds) == 1 else 0
-        if len(fds) == 1 and (tag == FD or is_expected(tag, kind, options)):
-            try:
+        try:
+            kind = _adopt(fds[0]) if len(fds) == 1 else 0
+            if len(fds) == 1 and (tag == FD or is_expected(tag, kind, options)):
                 return builder(fds[0], kind, options)
-            except Exception as error:
-                # Of the system; or no event loop runs, at an end without one.
-                discard(*fds)
-                text = f"what a {tag} of the peer needs could not be made: {error!s:.100}"
-                raise Refusal("kind", text) from error
+        except BaseException as error:
+            discard(*fds)
+            if not isinstance(error, Exception):
+                raise  # a signal handler's
+            # Of the system; or no event loop runs, at an end without one.
+            text = f"what a {tag} of the peer needs could not be made: {error!s:.100}"
+            raise Refusal("kind", text) from error
         discard(*fds)
         raise Refusal("kind", f"the peer sent a {tag} with a descriptor of another kind")
 
@@ -226,13 +228,15 @@ class Registry:
         if conversion is None:
             discard(*fds)
             raise _unknown(tag)
-        for fd in fds:
-            _adopt(fd)
         owned = [FileDescriptor(fd) for fd in fds]
         try:
+            for fd in fds:
+                _adopt(fd)
             return conversion.from_wire((options or {}).get("details"), owned)
-        except Exception as error:
+        except BaseException as error:
             discard(*(one.detach() for one in owned if not one.closed))
+            if not isinstance(error, Exception):
+                raise
             refusal = Refusal("kind", f"the conversion of a {tag!r} failed: {error!r}")
             raise refusal from error
 

@@ -4,9 +4,10 @@ Pure: reads no socket and starts no timer. This is all that a front knows of the
 
     of the socket       it reports ``received`` and ``wrote``, writes what ``next_stage`` returns,
                         and reads while ``want_read``
-    of time             it comes back at ``deadline()`` and calls ``on_deadline``
-    of the application  it passes on ``send``, ``withdraw``, ``take``, ``take_all``, and says who
-                        takes (``set_taker``, ``begin_turn``) and who waits (``watch_waits``)
+    of time             it comes back at ``deadline`` and calls ``on_deadline``
+    of the application  it passes on ``send`` (``check_room`` first, if that costs anything),
+                        ``withdraw``, ``take`` and ``take_all``, and says who takes (``set_taker``,
+                        ``begin_turn``) and who waits (``watch_waits``)
     of the end          ``disconnect`` begins a polite one; ``end`` is every end, when ``finished``,
                         when ``give_up`` says why, at EOF, or when the front knows better
 
@@ -151,8 +152,8 @@ class ChannelProtocol:
 
         # Verbs of one part alone, some of them for each message: without a call in between.
         deliveries = self.incoming.deliveries
-        self.deadline: Callable[[], float | None] = timers.deadline
         self.send: Callable[[bytes | Entry], bool] = self.outgoing.send
+        self.check_room: Callable[..., None] = self.outgoing.check_room
         self.withdraw: Callable[[Entry], bool] = self.outgoing.withdraw
         self.wrote: Callable[[int | Refused | OSError], OSError | None] = self.writes.wrote
         self.take: Callable[..., Received] = deliveries.take
@@ -173,6 +174,11 @@ class ChannelProtocol:
     def may_become_native(self) -> bool:
         """Whether handles that only handleipc can receive may be sent, now or after the switch."""
         return self.peer.may_switch or self.outgoing.hold_native_only
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``on_deadline`` is to be called, on the system's clock; None for never."""
+        return self.timers.deadline()
 
     @property
     def peer_is_native(self) -> bool:
@@ -374,8 +380,6 @@ class ChannelProtocol:
     def _settle(
         self, *, deliver_unacked: bool, node_in_doubt: bool = False, all_in_doubt: bool = False
     ) -> None:
-        if self.state is State.CLOSED:
-            return
         self.state = State.CLOSED
         self.timers.stop_all()
         self.writes.close()

@@ -330,8 +330,12 @@ class Incoming:
             elif not item.sequence:
                 if item.fds is None:
                     self._release_plain(item)
-                elif not self.node.release(item):
+                elif not self.node.may_release:
                     return
+                else:
+                    held.popleft()  # first: what is being converted is the conversion's
+                    self.node.release(item)
+                    continue
             elif item.fds is None or not (
                 self.deliveries.may_add_handle(item.n_fds)
                 # An internal one has a reader of its own, who takes it at once.
@@ -339,7 +343,9 @@ class Incoming:
             ):
                 return
             else:
+                held.popleft()
                 self._release_handle(item, item.n_fds, item.size, item.fds)
+                continue
             held.popleft()
 
     def _release_plain(self, item: HeldLine) -> None:
@@ -358,13 +364,18 @@ class Incoming:
         sequence = line.sequence
         try:
             handle = self._convert(line.tag, line.options, fds)
-        except Refusal as refusal:
-            self._errors.append(refusal)
-            self.news.refuse(sequence, refusal.code)
+        except BaseException as error:
+            # If a signal handler raised: the conversion has closed them, and the sender keeps its.
+            code = error.code if isinstance(error, Refusal) else "kind"
+            self.news.refuse(sequence, code)
             self.deliveries.drop(size)
+            self.news.acknowledge(sequence, count)
+            if not isinstance(error, Refusal):
+                raise
+            self._errors.append(error)
         else:
             self.deliveries.add_handle(as_received(line.message, handle), size, count)
-        self.news.acknowledge(sequence, count)
+            self.news.acknowledge(sequence, count)
 
     # -- what to say -----------------------------------------------------------------------------
 

@@ -167,26 +167,30 @@ class NodeHandles:
             self._report_lost()
         return False
 
-    def release(self, item: HeldLine) -> bool:
-        """Acknowledge a handle at its arrival, as Node does; but no more than a window of them.
+    @property
+    def may_release(self) -> bool:
+        """Whether a handle may be acknowledged now: no more than a window of them waits untaken.
 
-        The peer sends no other before its ACK, and reading goes on meanwhile. Returns whether it
-        has had its reply.
+        The peer sends no other before its ACK, and reading goes on meanwhile.
         """
+        deliveries = self._deliveries
+        return deliveries.waiting_descriptors < self._window or deliveries.takes_all
+
+    def release(self, item: HeldLine) -> None:
+        """Acknowledge a handle at its arrival, as Node does, or refuse it."""
         fds = item.fds
         assert fds is not None
-        deliveries = self._deliveries
-        if deliveries.waiting_descriptors >= self._window and not deliveries.takes_all:
-            return False
+        self.replies.postponed -= 1
         try:
             handle = self._convert(item.tag, item.options, fds)
         except Refusal as refusal:
             self._reject(str(refusal), refusal)
+        except BaseException:  # a signal handler raised, and the conversion has closed it
+            self.replies.nack()
+            raise
         else:
             self.replies.ack()
-            deliveries.add_handle(as_received(item.message, handle), item.size)
-        self.replies.postponed -= 1
-        return True
+            self._deliveries.add_handle(as_received(item.message, handle), item.size)
 
     def refuse(self, item: HeldLine) -> None:
         """Give a waiting handle back to its sender; its place in the order goes on without it."""

@@ -91,24 +91,20 @@ class Outgoing:
             Whether senders should wait now, as ``is_above_water``.
 
         Raises:
-            ChannelFull: there is no room (``Limits.queued_bytes``, ``queued_handles``). A handle is
-                the caller's still, to be ``returned``.
+            ChannelFull: as ``check_room``. A handle is the caller's still, to be ``returned``.
         """
         limits, queue = self._limits, self.queue
         size = len(item) if type(item) is bytes else item.size  # type: ignore[union-attr]
-        # One handle may be in the node dialect's slot: near a limit it is counted exactly.
-        waiting = queue.descriptors + self.window.descriptors_out + 1
         is_whole = self.stage is None and self.parked is None
-        if (
-            queue.bytes + size > limits.queued_bytes
-            or waiting >= limits.queued_handles
-            or not is_whole
-        ):
-            self._check_room(item, size)
+        if (queue.bytes + size > limits.queued_bytes or not is_whole) and type(item) is not Late:
+            self.check_room(size)  # answers are bounded where they are made
         queue.items.append(item)
         queue.bytes += size
+        # One handle may be in the node dialect's slot: near the mark it is counted exactly.
+        waiting = self.window.descriptors_out + 1
         if isinstance(item, Entry):
             queue.descriptors += item.descriptors
+        waiting += queue.descriptors
         return (
             self._above_water
             or not is_whole
@@ -116,23 +112,29 @@ class Outgoing:
             or waiting >= limits.high_water_handles
         ) and self.is_above_water
 
-    def _check_room(self, item: bytes | Entry, size: int) -> None:
-        """Refuse what there is no room for, but for answers: they are bounded where they are made.
+    def check_room(self, size: int, *, is_handle: bool = False) -> None:
+        """Say whether a message of so many bytes may be queued, with a handle or without.
 
         Raises:
-            ChannelFull: as ``send``.
+            ChannelFull: there is no room (``Limits.queued_bytes``, ``queued_handles``).
         """
-        if isinstance(item, Late):
-            return
-        queued, limits = "", self._limits
+        limits, queue = self._limits, self.queue
+        if (
+            self.stage is None
+            and self.parked is None
+            and queue.bytes + size <= limits.queued_bytes
+            and queue.descriptors + self.window.descriptors_out + 1 < limits.queued_handles
+        ):
+            return  # as nearly always
         unsent, waiting = self.unsent_bytes, self.waiting_descriptors
-        if unsent and unsent + size > limits.queued_bytes:
-            queued = f"{unsent} bytes are queued, and Limits.queued_bytes is {limits.queued_bytes}"
-        elif waiting >= limits.queued_handles and isinstance(item, Entry) and item.pending:
+        if is_handle and waiting >= limits.queued_handles:
             queued = f"handles with {waiting} descriptors are queued, and Limits.queued_handles is"
             queued += f" {limits.queued_handles}"
-        if queued:
-            raise ChannelFull(f"{queued}: await drain() before sending more")
+        elif unsent and unsent + size > limits.queued_bytes:
+            queued = f"{unsent} bytes are queued, and Limits.queued_bytes is {limits.queued_bytes}"
+        else:
+            return
+        raise ChannelFull(f"{queued}: await drain() before sending more")
 
     def withdraw(self, entry: Entry) -> bool:
         """Take a message back whose first byte has not left. Says whether that was possible."""

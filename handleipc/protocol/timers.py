@@ -1,7 +1,7 @@
 """When a channel is to be looked at again although nothing comes: one table for all reasons.
 
 Pure: no timer runs here. Whoever has something to wait for notes it, the front comes back at
-``deadline()``, and ``ChannelProtocol.on_deadline`` does what has become due.
+``deadline``, and ``ChannelProtocol.on_deadline`` does what has become due.
 """
 
 from __future__ import annotations

@@ -102,6 +102,8 @@ class Window:
                 if entry is not None:  # else it was refused
                     ended.append(entry)
                     self.descriptors_out -= entry.descriptors
+            if not unacked:
+                unacked.clear()  # or it would keep the room of its busiest moment
         if self.resends.were_asked:
             for entry in ended:
                 self.resends.forget(entry.sequence)

@@ -99,7 +99,7 @@ def descriptor_kind(fd: int) -> int:
     """Return what ``fd`` is (the ``HIPC_KIND_`` values of csrc/hipc_api.h).
 
     Raises:
-        OSError: it is not open.
+        OSError: it is not open, or the system does not tell.
     """
     kind = lib.hipc_kind(fd)
     if kind < 0:

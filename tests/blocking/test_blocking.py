@@ -520,3 +520,25 @@ def test_what_is_written_is_that_of_the_asyncio_front() -> None:
         ours = {n for n in dir(getattr(blocking, name)) if not n.startswith("_")}
         assert theirs - ours == missing | ({"lists"} & theirs), name
         assert ours - theirs <= {"accept"}, name
+
+
+def test_the_blocking_front_gives_the_message() -> None:
+    """``recv`` does not look: the object does, when it is used."""
+    ours, theirs = socket.socketpair()
+    channel = blocking.Channel.over(ours, role="parent")
+    channel._channel._protocol.incoming.deliveries.pace = 32  # one that has read all the time
+    hello = b'{"cmd":"NODE_HANDLEIPC","native":2,"ack":0,"descriptors":100,"bytes":1000000}\n'
+    with theirs:
+        theirs.sendall(hello)
+        reading, writing = os.pipe()
+        socket.send_fds(theirs, [b'[4,1,"net.Socket",["c"]]\n'], [reading])
+        os.close(reading)
+        os.close(writing)
+        theirs.sendall(b'[0,"plain"]\n')
+        message, connection = channel.recv(timeout=30)
+        assert message == "c"
+        with pytest.raises(ConnectionAbortedError):
+            connection.fileno()
+        connection.close()
+        assert channel.recv(timeout=30) == ("plain", None)
+        channel.abort()

@@ -129,7 +129,7 @@ def main() -> None:
     at_once = int(sys.argv[1])
     worlds.shorten_lingering()
     # How much a turn reads depends on the processor otherwise, and with it which calls are made.
-    pace.SLICE = math.inf
+    pace.LONG = pace.SHORT = math.inf
     shim = Shim()
     cells = [json.loads(line) for line in sys.stdin]
     _warm_up(cells)

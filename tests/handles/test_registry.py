@@ -545,3 +545,43 @@ def test_register_what_is_no_conversion(conversion: object) -> None:
     """A class, or an object without the three names, is refused when it is registered."""
     with pytest.raises(TypeError, match="is no conversion: give an object with tag"):
         Registry().register(int, conversion)  # type: ignore[arg-type]
+
+
+# -- a signal handler that raises ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tag", ["fd", "log"])
+@pytest.mark.parametrize("at", ["adopt", "make"])
+def test_an_interrupted_conversion_closes_all(
+    tag: str, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptors are nobody else's: the sender has its own."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    registry = Registry()
+    registry.add_builder("fd", kinds.build_fd if at == "adopt" else interrupt)  # type: ignore[arg-type]
+    conversion = LogConversion()
+    if at == "make":
+        conversion.from_wire = interrupt  # type: ignore[assignment, method-assign]
+    else:
+        monkeypatch.setattr("handleipc.handles.registry.adopt", interrupt)
+    registry.register(Log, conversion)
+    fds = [new_fd()] if tag == "fd" else [new_fd(), new_fd(), new_fd()]
+    with pytest.raises(KeyboardInterrupt):
+        registry.convert(tag, None, fds)
+    assert not any(map(is_open, fds))
+
+
+def test_a_descriptor_of_a_run() -> None:
+    """It may be anything; a socket among them does not block."""
+    ours, theirs = socket.socketpair()
+    with ours, kinds.adopt_fd(theirs.detach()) as owner:
+        assert not os.get_blocking(owner.fileno())
+    with kinds.adopt_fd(new_fd()) as owner:
+        assert not owner.closed
+    fd = new_fd()
+    os.close(fd)
+    owner = kinds.adopt_fd(fd)
+    assert owner.detach() == fd

@@ -1164,7 +1164,7 @@ def test_what_comes_after_the_end_is_closed() -> None:
     end.feed(b'[1,1]\n[2,1,1,"x",1]\n', [5])
     assert end.closed == [5]
     assert not end.protocol.want_read(waiting=True)
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
 
 
 # -- reading or not, and time ---------------------------------------------------------------------
@@ -1210,14 +1210,14 @@ def test_half_a_line_may_take_its_time(make: Callable[[], Fed]) -> None:
     """A peer may be stopped for any time in the middle of a line that brought no descriptors."""
     end = make()
     end.feed(b'"half')
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
 
 
 def test_half_a_handle_of_a_node_peer() -> None:
     """A Node peer may be stopped with a descriptor on its way, too: one set is all it can pin."""
     end = Fed()
     end.feed(b'{"cmd":"NODE_HANDLE"', [5])
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
     end.protocol.end()
     assert end.closed == [5]
 
@@ -1238,8 +1238,8 @@ def test_half_a_set_with_a_byte_now_and_then() -> None:
     end = native()
     end.feed(b"[1,2", [5, 6])
     while end.protocol.state is State.OPEN:
-        assert end.protocol.deadline() <= 300.0
-        end.now = min(end.now + 29.0, end.protocol.deadline())
+        assert end.protocol.deadline <= 300.0
+        end.now = min(end.now + 29.0, end.protocol.deadline)
         end.protocol.on_deadline()
         end.feed(b" ")
     assert "unfinished" in end.error

@@ -167,7 +167,7 @@ def test_one_answer_at_a_time() -> None:
     end.protocol.hooks.peer_has_read = lambda: True
     end.wait()
     assert end.write() == [(b"[1,1]\n[3,1,1]\n", [5])]
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
 
 
 @pytest.mark.parametrize("how", ["acknowledged", "refused"])
@@ -401,7 +401,7 @@ def test_a_set_that_never_fits_is_split() -> None:
     for message, fds in ((b"1", [5]), (b"2", [6, 7, 8]), (b"3", [9])):
         end.send(message, fds)
     sent = refuse_memory(end, 2)
-    while end.protocol.deadline() is not None:
+    while end.protocol.deadline is not None:
         end.wait()
         sent += refuse_memory(end, 2)
     assert sent == [[5], [9]]

@@ -342,7 +342,7 @@ def test_runs_that_break_a_rule(data: bytes, fds: list[int], why: str) -> None:
     """The channel ends, and everything that came is closed."""
     end = native(Limits(window=8))
     end.feed(data, fds)
-    end.protocol.deadline()
+    end.protocol.deadline
     if end.protocol.state is not State.CLOSED:
         end.feed(b"[0,1]\n")  # behind descriptors that nobody claims
     assert why in end.error

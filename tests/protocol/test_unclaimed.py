@@ -54,7 +54,7 @@ def test_a_set_that_was_asked_for() -> None:
     for count in (2, 3):
         end = native(window=2)
         end.feed(b"[1,2]\n" + handles(1, 2), lost=True)
-        end.now = end.protocol.deadline()
+        end.now = end.protocol.deadline
         end.protocol.on_deadline()
         assert b'"again":[1,2]' in end.lines()
         end.feed(b"[1,%d" % count, list(range(1, count + 1)))

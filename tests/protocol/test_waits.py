@@ -98,7 +98,7 @@ def blocked() -> Fed:
 def test_two_ends_that_never_read_do_not_wait_for_ever() -> None:
     """After ``retry_time`` without progress the waiter is told that nobody reads."""
     end = blocked()
-    assert end.protocol.deadline() == 5.0
+    assert end.protocol.deadline == 5.0
     end.now = 4.9
     end.protocol.on_deadline()
     turn(end, for_peer=True)
@@ -108,7 +108,7 @@ def test_two_ends_that_never_read_do_not_wait_for_ever() -> None:
     assert end.protocol.nobody_reads
     turn(end)  # the waiter has been told
     assert not end.protocol.nobody_reads
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
 
 
 @pytest.mark.parametrize("progress", ["acknowledged", "taken"])
@@ -124,7 +124,7 @@ def test_progress_begins_the_time_anew(progress: str) -> None:
         end.feed(b'[1,1]\n[2,4,1,"x",4]\n', [4])
         take_one(end.protocol.incoming.deliveries)
     turn(end, for_peer=True)
-    assert end.protocol.deadline() == 9.0
+    assert end.protocol.deadline == 9.0
 
 
 def test_nobody_is_told_while_everything_is_taken() -> None:
@@ -137,14 +137,14 @@ def test_nobody_is_told_while_everything_is_taken() -> None:
     assert end.protocol.incoming.held
     end.protocol.timers.stop(Timer.ASK)
     turn(end, for_peer=True)
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
 
 
 def test_the_end_of_the_channel_ends_the_time() -> None:
     """Whoever waits then learns why it ended."""
     end = blocked()
     end.protocol.end()
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
 
 
 # -- what overtakes ---------------------------------------------------------------------------------
@@ -309,12 +309,12 @@ def test_no_clock_without_descriptors() -> None:
     """A native peer that is stopped in the middle of a line holds nothing of ours."""
     end = native()
     end.feed(b'[0,"half')
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
     end.feed(b'"]\n[1,1', [5])
-    assert end.protocol.deadline() == Limits().incomplete_timeout
+    assert end.protocol.deadline == Limits().incomplete_timeout
     end.feed(b']\n[2,1,1,"x",1]\n')
     end.take()
-    assert end.protocol.deadline() is None
+    assert end.protocol.deadline is None
 
 
 def test_switched_peer_is_named_once_opened() -> None:
@@ -333,7 +333,7 @@ def test_who_looks_at_a_wait() -> None:
     assert not unread().protocol.is_waited_for
     end = blocked()
     assert end.protocol.is_waited_for
-    end.now = end.protocol.deadline()
+    end.now = end.protocol.deadline
     end.protocol.on_deadline()
     assert end.protocol.waits.nobody_takes
     assert end.protocol.is_waited_for
