@@ -65,6 +65,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _build() -> str:
+    """Return how the interpreter was optimised: it changes every figure of ours."""
+    given = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    found = [flag for flag in ("--enable-optimizations", "--with-lto") if flag in given]
+    return " ".join(found) or "neither --enable-optimizations (PGO) nor --with-lto"
+
+
 def _cpu() -> str:
     """Return what the processor calls itself."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -113,7 +120,7 @@ def main(quick: bool, only: str | None, output: Path | None, plots: Path | None)
             "handleipc": handleipc.__version__,
             "python": platform.python_version(),
             "kernel": platform.release(),
-            "build": sysconfig.get_config_var("CONFIG_ARGS"),
+            "build": _build(),
             "cpu": _cpu(),
             "cpus": os.cpu_count(),
             "rounds": rounds,
