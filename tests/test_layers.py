@@ -47,7 +47,7 @@ LAYERS = [
     {"wire.gaps", "wire.peer"},
     {"wire.link"},
     # asyncio
-    {"asyncio.nested", "asyncio.posting"},
+    {"asyncio.logs", "asyncio.nested", "asyncio.posting"},
     {"asyncio.runner"},
     {
         "asyncio.adoption",
@@ -56,7 +56,6 @@ LAYERS = [
         "asyncio.events",
         "asyncio.hangups",
         "asyncio.lingering",
-        "asyncio.logs",
         "asyncio.pace",
         "asyncio.pipes",
         "asyncio.reasons",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import resource
 import socket
+from collections.abc import Coroutine
 from typing import Any
 
+ANSWER = b"Child handled it."
 OBJECT_BYTES = 81
 
 
@@ -44,3 +48,22 @@ def cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
     """Return the CPU time used so far."""
     usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
+
+
+class Answer(asyncio.Protocol):
+    """Answers and closes."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Write, and close when that has left."""
+        transport.write(ANSWER)
+        transport.close()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run on the loop this benchmark is about."""
+    if os.environ.get("BENCHMARK_LOOP") == "uvloop":
+        import uvloop
+
+        uvloop.run(main)
+    else:
+        asyncio.run(main)

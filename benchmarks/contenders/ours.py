@@ -12,15 +12,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import handleipc
-from benchmarks.contenders.common import connection, cpu_seconds, large, message, report
+from benchmarks.contenders.common import (
+    ANSWER,
+    Answer,
+    connection,
+    cpu_seconds,
+    large,
+    message,
+    report,
+    run,
+)
 from handleipc.wire.syscalls import descriptor_kind
 
-ANSWER = b"Child handled it."
 # Connections that are open at once.
 CHUNK = 2000
 NODE = str(Path(__file__).with_name("node.js"))
@@ -278,15 +285,6 @@ async def closer() -> None:
             handle.close()
 
 
-class Answer(asyncio.Protocol):
-    """Answers and closes."""
-
-    def connection_made(self, transport: Any) -> None:
-        """Write, and close when that has left."""
-        transport.write(ANSWER)
-        transport.close()
-
-
 async def answerer(how: str) -> None:
     """Answer each connection and close it."""
 
@@ -338,16 +336,6 @@ async def idle(n: int) -> None:
 
 
 # -- the command line ------------------------------------------------------------------------------
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run on the loop this benchmark is about."""
-    if os.environ.get("BENCHMARK_LOOP") == "uvloop":
-        import uvloop
-
-        uvloop.run(main)
-    else:
-        asyncio.run(main)
 
 
 def main(role: str, *args: str) -> None:

@@ -14,15 +14,13 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import orjson
 
-from benchmarks.contenders.common import connection, message, report
-
-ANSWER = b"Child handled it."
+from benchmarks.contenders.common import ANSWER, Answer, connection, message, report, run
 
 
 def in_two_processes(
@@ -287,15 +285,6 @@ async def serve(port: int) -> None:
         await server.serve_forever()
 
 
-class Answer(asyncio.Protocol):
-    """Answers and closes."""
-
-    def connection_made(self, transport: Any) -> None:
-        """Write, and close when that has left."""
-        transport.write(ANSWER)
-        transport.close()
-
-
 async def serve_protocol(port: int) -> None:
     """As ``serve``, without streams."""
     loop = asyncio.get_running_loop()
@@ -303,16 +292,6 @@ async def serve_protocol(port: int) -> None:
     print("ready", flush=True)
     async with server:
         await server.serve_forever()
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run on the loop this benchmark is about."""
-    if os.environ.get("BENCHMARK_LOOP") == "uvloop":
-        import uvloop
-
-        uvloop.run(main)
-    else:
-        asyncio.run(main)
 
 
 def reuse_port(how: str, workers: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from handleipc.asyncio.attachment import NO_THREAD, process_system
 from handleipc.asyncio.events import OnChannel
-from handleipc.asyncio.logs import throttle
+from handleipc.asyncio.logs import log, throttle
 from handleipc.asyncio.posting import running_loop
 from handleipc.asyncio.reasons import Aborted
 from handleipc.asyncio.registry import default_registry
@@ -34,8 +33,6 @@ from handleipc.protocol.deliveries import Internal, Received
 from handleipc.stats import ChannelStats
 
 __all__ = ["Channel"]
-
-log: logging.Logger = logging.getLogger("handleipc")
 
 Message = Received
 
@@ -376,7 +373,7 @@ class Channel(Sender):
             self._report_outcomes()
         if protocol.ready or protocol.urgent:
             given = self._deliver()
-        if protocol.faults or self._faults:
+        if protocol.faults:
             self._report_faults()
         # Only for what is still waited for, now that all was written that could be: a send that
         # need not wait must not open the gates.
@@ -392,11 +389,10 @@ class Channel(Sender):
             self._report_close(*faults.closes.pop(0))
         while faults.warnings:
             throttle.warning("stray reply", "%r %s", self, faults.warnings.pop(0))
-        for errors in (faults.errors, self._faults):
-            while errors:
-                error = errors.pop(0)
-                if not self._emit("error", error):
-                    throttle.warning(f"error {type(error).__name__}", "%r: %s", self, error)
+        while faults.errors:
+            error = faults.errors.pop(0)
+            if not self._emit("error", error):
+                throttle.warning(f"error {type(error).__name__}", "%r: %s", self, error)
 
     # -- ends ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, ClassVar
 
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.events import OnChild
+from handleipc.asyncio.logs import log
 from handleipc.asyncio.pipes import open_reader, open_writer
 from handleipc.asyncio.posting import post
 from handleipc.asyncio.reaping import Process
@@ -29,8 +30,6 @@ from handleipc.system import close_quietly
 from handleipc.wire.peer import Peer
 
 __all__ = ["Child"]
-
-log: logging.Logger = logging.getLogger("handleipc")
 
 # How long the exit of a child is waited for that has closed its channel and is ending: the kernel
 # tells within milliseconds, unless the process dumps its core.

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
-__all__ = ["Throttle", "cut", "throttle"]
+__all__ = ["Throttle", "cut", "log", "throttle"]
 
 # Seconds between two lines of one kind.
 INTERVAL = 60.0
@@ -77,5 +77,7 @@ class Throttle:
         return self.log(logging.WARNING, kind, text, *args)
 
 
-throttle: Throttle = Throttle(logging.getLogger("handleipc"))
+log: logging.Logger = logging.getLogger("handleipc")
+"""The logger of this package."""
+throttle: Throttle = Throttle(log)
 """The one of this package."""

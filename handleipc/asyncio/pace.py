@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from handleipc.wire.framing import MAX_ENDS
+from handleipc.wire.syscalls import READ_BUDGET
 
 __all__ = ["WRITE_BUDGET", "Pace"]
 
@@ -13,7 +14,7 @@ __all__ = ["WRITE_BUDGET", "Pace"]
 # messages, and are for an end whose neighbours wait for it (tests/hostile measures both).
 LONG, SHORT = 0.00015, 0.00006
 # Bytes that one turn may read. Copying so many takes a turn of either kind.
-LONG_BYTES, SHORT_BYTES = 256 * 1024, 64 * 1024
+LONG_BYTES, SHORT_BYTES = READ_BUDGET, 64 * 1024
 # Bytes that one turn may write. Not tuned.
 WRITE_BUDGET = 1024 * 1024
 READING = 0.000001  # seconds at least that a reader takes for a message left to it

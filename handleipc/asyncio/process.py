@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, ParamSpec, Unpack
 
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.child import Child
-from handleipc.asyncio.logs import cut
+from handleipc.asyncio.logs import cut, log
 from handleipc.asyncio.pipes import to_the_end
 from handleipc.asyncio.reaping import Process
 from handleipc.asyncio.starting import (
@@ -42,8 +42,6 @@ from handleipc.limits import Limits
 from handleipc.system import close_quietly
 
 __all__ = ["Child", "Options", "Starting", "fork", "parent", "spawn"]
-
-log: logging.Logger = logging.getLogger("handleipc")
 
 PIPE = subprocess.PIPE
 P = ParamSpec("P")
@@ -212,8 +210,9 @@ async def spawn(
         child = Child(
             ours, limits, process, invited=invite is not None, accept_handles=accept_handles
         )
-        words = shlex.join([os.fspath(arg) for arg in argv])
-        log.info("child %d started: %s", child.pid, cut(words))
+        if log.isEnabledFor(logging.INFO):
+            words = shlex.join([os.fspath(arg) for arg in argv])
+            log.info("child %d started: %s", child.pid, cut(words))
         if PIPE in (stdin, stdout, stderr):
             await to_the_end(child._open_pipes())
     except BaseException:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import logging
 import os
 import signal as signals
 import subprocess
@@ -18,11 +17,10 @@ import time
 from collections.abc import Callable
 from typing import IO
 
+from handleipc.asyncio.logs import log
 from handleipc.system import close_quietly
 
 __all__ = ["Process"]
-
-log: logging.Logger = logging.getLogger("handleipc")
 
 # linux/sched.h: the process is being shut down.
 PF_EXITING = 0x4

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from handleipc.asyncio.attachment import NO_THREAD
-from handleipc.asyncio.logs import throttle
+from handleipc.asyncio.logs import log, throttle
 from handleipc.asyncio.posting import running_loop
 from handleipc.asyncio.tracking import TrackingDriver
 from handleipc.asyncio.waiters import Waiters
@@ -30,8 +30,6 @@ from handleipc.typing import JSON
 from handleipc.wire import codec
 
 __all__ = ["Sender"]
-
-log: logging.Logger = logging.getLogger("handleipc")
 
 NOT_OPENED = "the peer has said nothing yet (a Python child opens its channel with parent())"
 OPEN = State.OPEN

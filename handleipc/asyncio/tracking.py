@@ -51,8 +51,6 @@ class TrackingDriver(Driver):
         )
         self._answers = 0
         """Messages of our own that have not been written."""
-        self._faults: list[Exception] = []
-        """Of what the peer says of connections; for the ``error`` event."""
         protocol.hooks.internal = self._take_statement
         super().__init__(sock, protocol)
 
@@ -154,4 +152,4 @@ class TrackingDriver(Driver):
         """Take either; a fault costs nothing but an ``error`` event."""
         fault = self.lists.received(message)
         if fault is not None:
-            self._faults.append(RemoteProtocolError(fault))
+            self._protocol.faults.errors.append(RemoteProtocolError(fault))

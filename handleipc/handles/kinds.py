@@ -55,6 +55,7 @@ __all__ = [
     "prepare_native",
     "prepare_socket",
     "read_unread",
+    "received_kind",
     "spell_unread",
 ]
 
@@ -389,11 +390,18 @@ def build_native(tag: str, fd: int, kind: int, options: Options | None) -> Socke
     return build_socket(tag, fd, kind, options) if kind & KIND_SOCKET else FileDescriptor(fd, tag)
 
 
+def received_kind(fd: int) -> int:
+    """Return the kind of a received descriptor, non-blocking from here on; 0 if nobody can say."""
+    try:
+        return adopt(fd)
+    except OSError:
+        return 0
+
+
 def adopt_fd(fd: int) -> FileDescriptor:
     """Make a ``FileDescriptor`` that owns ``fd``; a socket among them is non-blocking then."""
     owner = FileDescriptor(fd)
-    with contextlib.suppress(OSError):
-        adopt(fd)
+    received_kind(fd)
     return owner
 
 

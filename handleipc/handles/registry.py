@@ -11,14 +11,14 @@ from typing import Any, Protocol, TypeVar
 
 from handleipc.exceptions import HandleNotDelivered, UnsupportedHandle
 from handleipc.handles.fds import FileDescriptor
-from handleipc.handles.kinds import FD, is_expected
+from handleipc.handles.kinds import FD, is_expected, received_kind
 from handleipc.handles.pending import Held, PendingHandle
 from handleipc.handles.refusal import Refusal
 from handleipc.limits import Shape
 from handleipc.texts import quoted
 from handleipc.typing import JSON, Options
 from handleipc.wire import codec
-from handleipc.wire.syscalls import adopt, discard
+from handleipc.wire.syscalls import discard
 
 __all__ = ["Builder", "Conversion", "Fallback", "Preparer", "Registry"]
 
@@ -179,7 +179,7 @@ class Registry:
         if builder is None:
             return self._convert_custom(tag, options, fds)
         try:
-            kind = _adopt(fds[0]) if len(fds) == 1 else 0
+            kind = received_kind(fds[0]) if len(fds) == 1 else 0
             if len(fds) == 1 and (tag == FD or is_expected(tag, kind, options)):
                 return builder(fds[0], kind, options)
         except BaseException as error:
@@ -231,7 +231,7 @@ class Registry:
         owned = [FileDescriptor(fd) for fd in fds]
         try:
             for fd in fds:
-                _adopt(fd)
+                received_kind(fd)
             return conversion.from_wire((options or {}).get("details"), owned)
         except BaseException as error:
             discard(*(one.detach() for one in owned if not one.closed))
@@ -294,14 +294,6 @@ def _prepare_custom(obj: object, conversion: Conversion[Any], keep_open: bool) -
         native_only=True,
         on_delivered=None if keep_open else close,
     )
-
-
-def _adopt(fd: int) -> int:
-    """Return the kind of a received descriptor, non-blocking from here on; 0 if nobody can say."""
-    try:
-        return adopt(fd)
-    except OSError:
-        return 0
 
 
 def _unknown(tag: str) -> Refusal:

@@ -25,7 +25,7 @@ class Hooks:
 
 @dataclasses.dataclass(slots=True)
 class Faults:
-    """What nobody was told of yet. The front takes it out."""
+    """What nobody was told of yet. The front takes it out, and adds what it finds itself."""
 
     errors: list[Exception] = dataclasses.field(default_factory=list)
     """Faults that cost one handle and not the channel, for the ``error`` event."""

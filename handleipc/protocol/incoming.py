@@ -250,6 +250,18 @@ class Incoming:
         elif fds is None:
             self.lost.open(item)
 
+    def again(self, line: envelope.Again) -> None:
+        """Take ``[3,s,f]``, descriptors we asked for. Raises RemoteProtocolError if we did not."""
+        fds = self.pairing.claim(line.fds)
+        used = False
+        try:
+            used = self.lost.answer(line.sequence, fds)
+        finally:
+            if not used:
+                self._close(fds)
+
+    # -- lines of the node dialect ---------------------------------------------------------------
+
     def node_handle(
         self, tag: str, message: JSON, options: Options | None, at: int, size: int
     ) -> None:
@@ -262,16 +274,6 @@ class Incoming:
         if self.node.take(item, at):
             self.held.append(item)
             self._drain_held()
-
-    def again(self, line: envelope.Again) -> None:
-        """Take ``[3,s,f]``, descriptors we asked for. Raises RemoteProtocolError if we did not."""
-        fds = self.pairing.claim(line.fds)
-        used = False
-        try:
-            used = self.lost.answer(line.sequence, fds)
-        finally:
-            if not used:
-                self._close(fds)
 
     # -- handles without descriptors -------------------------------------------------------------
 

@@ -566,7 +566,7 @@ def test_an_interrupted_conversion_closes_all(
     if at == "make":
         conversion.from_wire = interrupt  # type: ignore[assignment, method-assign]
     else:
-        monkeypatch.setattr("handleipc.handles.registry.adopt", interrupt)
+        monkeypatch.setattr("handleipc.handles.kinds.adopt", interrupt)
     registry.register(Log, conversion)
     fds = [new_fd()] if tag == "fd" else [new_fd(), new_fd(), new_fd()]
     with pytest.raises(KeyboardInterrupt):
