@@ -1,4 +1,4 @@
-"""The command line: ``demo`` shows a connection being handed over, ``doctor`` what a report needs.
+"""The command line: ``demo``, ``doctor`` and ``inspect``.
 
 Arguments, printing and exit codes; what it shows is done by the package.
 """
@@ -6,13 +6,10 @@ Arguments, printing and exit codes; what it shows is done by the package.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
+import dataclasses
+import json
 import os
-import platform
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,10 +19,9 @@ from handleipc import __version__, fork, listen, spawn
 from handleipc.asyncio.channel import Channel
 from handleipc.asyncio.process import Child
 from handleipc.asyncio.server import Server
-from handleipc.environment import PREFIXES, found
+from handleipc.doctor import Machine, advise, facts
 from handleipc.exceptions import HandleIPCError
-from handleipc.limits import Limits, descriptor_limit
-from handleipc.wire.syscalls import KIND_SOCKET, descriptor_kind
+from handleipc.inspecting import command_of, ends_of
 
 __all__ = ["main"]
 
@@ -159,77 +155,56 @@ async def _connect_once(address: str, server: Server) -> None:
 
 
 @main.command()
-def doctor() -> None:
-    """Show what a bug report needs: platform, kernel, limits, C core, Node.js."""
-    limits = Limits()
-    rows = [
-        ("handleipc", __version__),
-        ("python", f"{platform.python_implementation()} {platform.python_version()}"),
-        ("executable", sys.executable),
-        ("platform", platform.platform()),
-        ("libraries", ", ".join(_version(n) for n in ("cffi", "msgspec", "orjson", "uvloop"))),
-        ("C core", _core()),
-        ("descriptors", f"RLIMIT_NOFILE {descriptor_limit()}, window {limits.window}"),
-        ("user", "root: in-flight limit is not enforced" if os.geteuid() == 0 else "unprivileged"),
-        *_kernel_features(),
-        ("channel", _channel()),
-        ("node", _node()),
-    ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def doctor(*, as_json: bool) -> None:
+    """Show what a bug report needs, and what this machine could do better.
+
+    Platform, kernel, limits, C core, Node.js; then one line of advice for each thing that will
+    hold back a busy program.
+    """
+    rows, advice = facts(), advise(Machine.here())
+    if as_json:
+        click.echo(json.dumps({**rows, "advice": advice}, indent=2))
+        return
+    _show(rows)
+    for line in advice:
+        click.echo(f"advice: {line}")
+
+
+@main.command()
+@click.argument("pid", type=click.IntRange(min=1))
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def inspect(pid: int, *, as_json: bool) -> None:
+    """Show who is at the other end of the channels of process PID, and what is queued.
+
+    Its connected Unix stream sockets, of which those to a parent or a child with a channel are
+    told from others by the variables that the child was started with. Linux; of a process of your
+    own, or as root.
+    """
+    try:
+        ends = ends_of(pid)
+    except ProcessLookupError:
+        raise click.ClickException(f"there is no process {pid}") from None
+    except PermissionError:
+        raise click.ClickException(
+            f"process {pid} is another user's: run this as that user, or as root"
+        ) from None
+    except OSError as error:
+        raise click.ClickException(
+            f"the kernel does not tell about Unix sockets: {error.strerror} (Linux with UNIX_DIAG"
+            " can)"
+        ) from None
+    if as_json:
+        shown = [dataclasses.asdict(end) for end in ends]
+        click.echo(json.dumps({"pid": pid, "ends": shown}, indent=2))
+        return
+    what = "connected Unix stream socket" + ("s" if len(ends) != 1 else "")
+    click.echo(f"process {pid} ({command_of(pid)}): {len(ends)} {what}")
+    for end in ends:
+        click.echo(f"  {end}")
+
+
+def _show(rows: dict[str, str]) -> None:
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
         click.echo(f"{name:<{width}}  {value}")
-
-
-def _version(name: str) -> str:
-    try:
-        return f"{name} {importlib.metadata.version(name)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{name} not installed"
-
-
-def _core() -> str:
-    from handleipc import _core as core  # noqa: PLC0415  # only to say where it is
-
-    built = Path(str(core.__file__)).name
-    with socket.socket() as probe:
-        works = descriptor_kind(probe.fileno()) & KIND_SOCKET
-    return f"{built}, {core.lib.HIPC_MAX_FDS} descriptors per message, {'works' if works else '?'}"
-
-
-def _kernel_features() -> list[tuple[str, str]]:
-    """What this kernel has of what the channel can use."""
-    features = {"SO_PASSRIGHTS": 83, "SO_COOKIE": 57}
-    rows = []
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        for name, number in features.items():
-            try:
-                ours.getsockopt(socket.SOL_SOCKET, number, 8)
-                rows.append((name, "yes"))
-            except OSError as error:
-                rows.append((name, f"no ({error.strerror})"))
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-        rows.append(("pidfd", "yes"))
-    except (AttributeError, OSError):
-        rows.append(("pidfd", "no: a thread waits for each child"))
-    return rows
-
-
-def _channel() -> str:
-    if found:
-        return "found at import: " + ", ".join(f"{k}={v}" for k, v in found.items())
-    named = {k: v for k, v in os.environ.items() if k.startswith(PREFIXES)}
-    if named:
-        return "none, but stale variables: " + ", ".join(f"{k}={v}" for k, v in named.items())
-    return "none in the environment"
-
-
-def _node() -> str:
-    program = shutil.which("node")
-    if program is None:
-        return "not found in PATH"
-    version = subprocess.run(
-        [program, "--version"], capture_output=True, text=True, check=False, timeout=10
-    )
-    return f"{version.stdout.strip()} at {program}"

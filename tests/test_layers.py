@@ -78,6 +78,7 @@ LAYERS = [
     {"blocking.server"},
     {"blocking.channel"},
     {"", "blocking"},
+    {"doctor", "inspecting"},
     {"cli"},
     {"__main__"},
 ]
@@ -94,7 +95,7 @@ MAY_BUILD_SOCKETS = {
     "environment",
 }
 MAY_KNOW_TIME = {"system"}
-MAY_SEE_THE_CORE = {"wire.framing", "wire.syscalls", "cli"}
+MAY_SEE_THE_CORE = {"wire.framing", "wire.syscalls", "doctor"}
 
 
 def modules() -> list[tuple[str, Path]]:
