@@ -74,9 +74,10 @@ typedef struct hipc_reader {
 } hipc_reader;
 
 /*
- * Read from the stream socket `fd` until it is empty, `budget` bytes have come, or a report array
- * is full; then report every complete line and every descriptor set. Lines that did not fit into
- * the report stay in the buffer (scanned < filled): no readiness of the socket will tell of them.
+ * Read from the stream socket `fd` until it is empty, `budget` bytes have come, or something has no
+ * room in a report array; then report every complete line and every descriptor set. Lines that did
+ * not fit into the report stay in the buffer (scanned < filled): no readiness of the socket will
+ * tell of them.
  *
  * Consumed bytes are dropped first, so offsets of an earlier report are no longer valid.
  * Descriptors arrive close-on-exec; what they are is for hipc_adopt to say. EINTR is retried. Never

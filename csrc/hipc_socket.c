@@ -239,7 +239,9 @@ int hipc_receive(int fd, hipc_reader *reader, size_t budget)
     for (;;) {
         ssize_t got;
 
-        if (received >= budget || reader->n_ends == reader->max_ends ||
+        /* A full report alone is no reason to stop: what the socket holds besides may be nothing,
+         * and to learn that in a turn of its own costs as much as the turn that read the lines. */
+        if (received >= budget || reader->scanned < reader->filled ||
             reader->n_sets == reader->max_sets || reader->max_fds - reader->n_fds < HIPC_READ_FDS)
             return HIPC_MORE;
         if (reader->filled == reader->capacity)

@@ -64,10 +64,12 @@ class Pace:
         """It ends: so many are left to a reader, and perhaps there is more to read."""
         took = time.thread_time() - self._began + READING * max(1, left - self._left)
         most = SHORT if self.is_short else LONG
-        if took > most:
+        # A lone message that took long says nothing of how many may be taken: a process that slept
+        # finds its caches cold.
+        if took > most and (more or self.taken > 1):
             self.lines = max(1, int(min(self.lines, self.taken) * max(most / took, 0.5)))
         elif self.taken >= self.lines:
-            self.lines = min(MAX_ENDS, int(self.lines * min(most / took, 2.0)))
+            self.lines = min(MAX_ENDS, max(self.lines, int(self.lines * min(most / took, 2.0))))
         if took < SHORT and not more:
             if Pace._light is not self:
                 Pace._light, Pace._other_at = self, Pace._light_at

@@ -138,10 +138,15 @@ class TrackingDriver(Driver):
         self._protocol.send(Late(lambda: codec.spell(make()), gone))
         self._schedule_turn()
 
-    def _take_statement(self, message: JSON) -> None:
-        """Take what the peer says of connections it was handed, in the order it was written."""
-        if message["cmd"] in STATEMENTS:
+    def _take_statement(self, message: JSON) -> bool:
+        """Take what the peer says of connections it was handed, in the order it was written.
+
+        Returns whether it was such a statement.
+        """
+        is_statement = message["cmd"] in STATEMENTS
+        if is_statement:
             self._take_count(message)
+        return is_statement
 
     def _take_question(self, message: JSON) -> None:
         """Take what the peer asks of connections it handed to us, behind those that it did."""

@@ -17,8 +17,9 @@ class Hooks:
     """Called when another channel's progress lets this one go on: call ``next_stage``."""
     settling: Callable[[], None] = lambda: None
     """Called once, before anything is settled: shut the reading side of the socket down."""
-    internal: Callable[[Any], None] = lambda _: None
-    """Called with each internal message when its line is read; it is delivered as well."""
+    internal: Callable[[Any], bool] = lambda _: False
+    """Called with each internal message when its line is read. Returns whether that was all: else
+    the message is delivered in its turn, too."""
     peer_has_read: Callable[[], bool] = lambda: True
     """Says whether the peer has taken all that was written to it, as far as can be known."""
 

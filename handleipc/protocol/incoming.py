@@ -108,14 +108,15 @@ class Incoming:
     def message(self, message: JSON, size: int) -> None:
         """Take a plain message of either dialect; ``size`` counts the bytes of its line."""
         received = as_received(message, None)
-        if self.held and not (type(received) is Internal and self._may_overtake()):
+        is_internal = type(received) is Internal
+        if is_internal and self._hooks.internal(message):
+            self.deliveries.drop(size)
+        elif self.held and not (is_internal and self._may_overtake()):
             self.held.append(HeldLine(size, message))
         elif self.closing:
             self.deliveries.drop(size)
         else:
             self.deliveries.add_plain(received, size)
-        if type(received) is Internal:
-            self._hooks.internal(message)
 
     def messages(self, messages: list[JSON], size: int) -> None:
         """Take ``[5,...]``, a line of ``size`` bytes with several plain messages."""

@@ -133,3 +133,25 @@ def test_a_turn_takes_no_more_lines_than_the_report_has_room(clock: Clock, taken
     for _ in range(20):
         clock.turn(end, end.lines, 0.0)
         assert 1 <= end.lines <= pace.MAX_ENDS
+
+
+def test_a_lone_message_says_nothing_of_how_many_may_be_taken(clock: Clock) -> None:
+    """A process that wakes for one message is slow with it, and is to take a burst at once."""
+    end = Pace()
+    for _ in range(20):
+        clock.turn(end, 1, 2 * LONG)
+    assert end.lines == pace.FIRST
+
+
+def test_one_line_a_turn_is_not_none(clock: Clock) -> None:
+    """However long a line takes, the next turn takes one; short ones make it more again."""
+    end = Pace()
+    flood(clock, end, 100 * LONG)
+    assert end.lines == 1
+    end.begin(0)
+    end.taken = 1
+    clock.now += 2 * LONG
+    end.end(0, more=False)
+    assert end.lines == 1
+    flood(clock, end, LONG / 100)
+    assert end.lines > 50

@@ -672,7 +672,7 @@ def test_taking_lines_is_interrupted(dialect: str) -> None:
     """What a signal handler raises goes on, and the channel ends: lines were lost."""
     end = native() if dialect == "native" else Fed()
 
-    def interrupt(message: object) -> None:
+    def interrupt(message: object) -> bool:
         raise KeyboardInterrupt
 
     end.protocol.hooks.internal = interrupt

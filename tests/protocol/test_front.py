@@ -133,7 +133,7 @@ def test_hooks_do_nothing_by_default() -> None:
     hooks = Hooks()
     hooks.wake()
     hooks.settling()
-    hooks.internal({"cmd": "x"})
+    assert not hooks.internal({"cmd": "x"})
     assert hooks.peer_has_read()
     assert not Faults()
     assert Faults(warnings=["x"])

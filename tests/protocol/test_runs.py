@@ -281,10 +281,25 @@ def test_internal_messages_of_a_run() -> None:
     """They overtake what waits for a reader."""
     end = native()
     seen: list[object] = []
-    end.protocol.hooks.internal = seen.append
-    end.feed(b'[5,[1,{"cmd":"NODE_x"},{"cmd":"other"}]]\n')
+
+    def see(message: dict[str, str]) -> bool:
+        seen.append(message)
+        return message["cmd"] == "NODE_all"
+
+    end.protocol.hooks.internal = see
+    end.feed(b'[5,[1,{"cmd":"NODE_x"},{"cmd":"NODE_all"},{"cmd":"other"}]]\n')
     assert end.take() == [{"cmd": "NODE_x"}, 1, {"cmd": "other"}]
-    assert seen == [{"cmd": "NODE_x"}]
+    assert seen == [{"cmd": "NODE_x"}, {"cmd": "NODE_all"}]
+
+
+def test_an_internal_message_that_was_all_is_counted_as_taken() -> None:
+    end = native()
+    end.protocol.hooks.internal = lambda _: True
+    line = b'[0,{"cmd":"NODE_x"}]\n'
+    end.feed(line)
+    assert end.take() == []
+    assert end.protocol.incoming.deliveries.bytes_taken == len(line)
+    assert not end.protocol.levels["held_bytes"].used
 
 
 def test_internal_messages_with_handles_in_a_run() -> None:

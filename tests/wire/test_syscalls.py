@@ -303,6 +303,34 @@ def test_must_go_on_with_lines_the_report_had_no_room_for(pair: Pair) -> None:
     assert not receiver.must_go_on
 
 
+def test_a_full_report_of_all_that_was_there_leaves_no_question(pair: Pair) -> None:
+    """The socket is known to be empty: no turn of the event loop is needed to learn it."""
+    a, b = pair
+    receiver = Receiver(LineFramer(100))
+    a.send(b"1\n")
+    assert len(receiver.receive(b.fileno(), lines=1).ends) == 1
+    assert receiver.drained
+    a.send(b"2\n3\n")
+    assert len(receiver.receive(b.fileno(), lines=1).ends) == 1
+    assert receiver.must_go_on
+    assert len(receiver.receive(b.fileno(), lines=1).ends) == 1
+    assert receiver.drained
+
+
+def test_descriptors_behind_a_full_report_are_in_it(pair: Pair) -> None:
+    """The line that they belong to is in the next one, and both ends of their read are right."""
+    a, b = pair
+    receiver = Receiver(LineFramer(100))
+    a.send(b"1\n")
+    socket.send_fds(a, [b"22\n"], [a.fileno()])
+    first = receiver.receive(b.fileno(), lines=1)
+    assert (lines_of(first), first.is_all) == ([b"1"], False)
+    (received,) = first.sets
+    assert received.end == 5  # where it starts is the kernel's: it may join both in one read
+    os.close(received.fds[0])
+    assert lines_of(receiver.receive(b.fileno(), lines=1)) == [b"22"]
+
+
 def test_must_go_on_after_a_read_that_failed(pair: Pair) -> None:
     """A reset behind lines is told by the next call, not by readiness."""
     a, b = pair
