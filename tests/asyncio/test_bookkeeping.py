@@ -9,7 +9,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import pytest
 
 import handleipc
 from handleipc import Channel, Limits
+from handleipc.asyncio import tracking
 from handleipc.limits import Invitation
-from tests.asyncio.helpers import earned
+from tests.asyncio.helpers import earned, joined, turns
 from tests.nodes import NODE_VERSIONS, node_binary
 
 HOLDER = """
@@ -506,3 +507,59 @@ async def test_a_server_is_transferred() -> None:
     here.disconnect()
     await there.wait_disconnected()
     await here.wait_disconnected()
+
+
+def peer_has(channel: Channel, count: int) -> Callable[[], Coroutine[Any, Any, bool]]:
+    async def condition() -> bool:
+        return channel.connections == count
+
+    return condition
+
+
+@pytest.fixture
+def reports_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No close is reported alone while the test lasts."""
+    monkeypatch.setattr(tracking, "REPORT_WITHIN", 60.0)
+
+
+async def test_a_close_is_reported_with_the_next_acknowledgement(reports_wait: None) -> None:
+    async with (
+        handleipc.listen("127.0.0.1", 0) as server,
+        joined("native") as (a, b),
+        clients(server.sockname, 2),
+    ):
+        connections = aiter(server)
+        await a.send("first", await anext(connections))
+        _, first = await b.recv()
+        await turns()
+        first.close()
+        await turns()
+        assert a.connections == 1
+        await a.send("second", await anext(connections))
+        await until(peer_has(a, 1))
+        _, second = await b.recv()
+        second.close()
+
+
+async def test_a_count_does_not_wait_for_reports(reports_wait: None) -> None:
+    async with (
+        handleipc.listen("127.0.0.1", 0) as server,
+        joined("native") as (a, b),
+        clients(server.sockname, 1),
+    ):
+        await a.send("x", await anext(aiter(server)))
+        _, connection = await b.recv()
+        connection.close()
+        assert await server.get_connections(timeout=10) == 0
+
+
+async def test_a_close_is_reported_alone_when_nothing_leaves() -> None:
+    async with (
+        handleipc.listen("127.0.0.1", 0) as server,
+        joined("native") as (a, b),
+        clients(server.sockname, 1),
+    ):
+        await a.send("x", await anext(aiter(server)))
+        _, connection = await b.recv()
+        connection.close()
+        await until(peer_has(a, 0))
