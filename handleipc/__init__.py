@@ -123,13 +123,24 @@ _LATER = {
     "handles.registry": ["Conversion"],
     "handles.sockets": ["Socket"],
 }
+# What the C core is, and what it needs to be loaded.
+_COMPILED = {"handleipc._core", "_cffi_backend"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for module, names in _LATER.items():
-        loaded = importlib.import_module(f"{__name__}.{module}")
+        try:
+            loaded = importlib.import_module(f"{__name__}.{module}")
+        except ImportError as error:
+            if error.name not in _COMPILED:
+                raise
+            raise ImportError(
+                f"handleipc's compiled core cannot be loaded ({error}): reinstall handleipc with"
+                " this interpreter's pip, or build it in a checkout with `pip install -e .`",
+                name=error.name,
+            ) from error
         globals().update({one: getattr(loaded, one) for one in names})
     return globals()[name]
 

@@ -126,3 +126,20 @@ def test_nothing_is_loaded_by_a_channel_at_work(tmp_path: Path) -> None:
     child = tmp_path / "child.py"
     child.write_text(ECHO)
     assert run(AT_WORK, str(child))["failed"] == []
+
+
+def test_a_missing_core_says_what_to_do() -> None:
+    """A checkout that was not built, or a wheel of another system: one line, and the cause."""
+    said = run(
+        """if True:
+        import json, sys
+        sys.modules["handleipc._core"] = None
+        import handleipc
+        try:
+            handleipc.fork
+        except ImportError as error:
+            print(json.dumps({"said": str(error), "cause": repr(error.__cause__)}))"""
+    )
+    assert "compiled core" in said["said"]
+    assert "pip install" in said["said"]
+    assert "_core" in said["cause"]
