@@ -15,14 +15,13 @@ from pathlib import Path
 
 from handleipc import __version__
 from handleipc.asyncio.listening import BACKLOG
-from handleipc.environment import PREFIXES, found
+from handleipc.asyncio.starting import SO_PASSRIGHTS
+from handleipc.environment import PREFIXES, SO_COOKIE, found
 from handleipc.limits import Limits, descriptor_limit
 from handleipc.wire.syscalls import KIND_SOCKET, descriptor_kind
 
 __all__ = ["Machine", "advise", "facts"]
 
-SO_PASSRIGHTS = 83  # Linux 6.16
-SO_COOKIE = 57
 # Below so many descriptors a server with a few thousand clients meets the limit.
 FEW_DESCRIPTORS = 8192
 
@@ -98,7 +97,6 @@ def advise(machine: Machine) -> list[str]:
 
 def facts() -> dict[str, str]:
     """Return what a bug report needs: platform, kernel, limits, C core, channel, Node.js."""
-    rights = _option(SO_PASSRIGHTS)
     return {
         "handleipc": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -108,7 +106,7 @@ def facts() -> dict[str, str]:
         "C core": _core(),
         "descriptors": f"RLIMIT_NOFILE {descriptor_limit()}, window {Limits().window}",
         "user": "root: in-flight limit is not enforced" if os.geteuid() == 0 else "unprivileged",
-        "SO_PASSRIGHTS": rights,
+        "SO_PASSRIGHTS": _option(SO_PASSRIGHTS),
         "SO_COOKIE": _option(SO_COOKIE),
         "pidfd": _pidfd(),
         "channel": _channel(),

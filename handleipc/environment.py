@@ -45,7 +45,7 @@ HANDLEIPC_CHANNEL = "HANDLEIPC_CHANNEL"
 PREFIXES = ("NODE_CHANNEL_", "HANDLEIPC_")
 # Linux only: eight bytes, unique since boot. Elsewhere the inode serves: not unique for ever, but
 # a variable that leaked names a socket that is still open.
-_SO_COOKIE = 57
+SO_COOKIE = 57
 
 
 class Taken:
@@ -204,7 +204,7 @@ class ChannelVariables:
 def socket_cookie(sock: socket.socket) -> int:
     """Return a number by which both ends of a fork know the same socket."""
     if sys.platform == "linux":
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+        raw = sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
         return array.array("Q", raw)[0]
     return os.fstat(sock.fileno()).st_ino
 

@@ -145,13 +145,13 @@ def _channel_number(pid: int) -> int | None:
 
 def _unix_sockets() -> dict[int, tuple[int, int]]:
     """Return, by inode, the inode of the peer and the bytes unread of connected stream sockets."""
+    if not hasattr(socket, "AF_NETLINK"):
+        raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
     request = REQUEST.pack(
         socket.AF_UNIX, 0, 0, 1 << ESTABLISHED, 0, UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN, 0, 0
     )
     header = HEADER.pack(HEADER.size + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, 1, 0)
     sockets: dict[int, tuple[int, int]] = {}
-    if not hasattr(socket, "AF_NETLINK"):
-        raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(PATIENCE)
         netlink.send(header + request)

@@ -48,7 +48,7 @@ STREAMS = ("stdin", "stdout", "stderr")
 
 # asm-generic/socket.h, Linux 6.16: a receiver that sets it to 0 makes the sender's sendmsg with
 # descriptors fail with EPERM.
-_SO_PASSRIGHTS = 83
+SO_PASSRIGHTS = 83
 
 
 class Options(TypedDict, total=False):
@@ -127,7 +127,7 @@ def _lift(sock: socket.socket) -> socket.socket:
 def refuse_descriptors(sock: socket.socket) -> None:
     """Have the kernel refuse descriptors sent to ``sock``; an older one leaves it to the reader."""
     with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -509,57 +509,45 @@ async def test_a_server_is_transferred() -> None:
     await here.wait_disconnected()
 
 
-def peer_has(channel: Channel, count: int) -> Callable[[], Coroutine[Any, Any, bool]]:
-    async def condition() -> bool:
-        return channel.connections == count
-
-    return condition
-
-
 @pytest.fixture
 def reports_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """No close is reported alone while the test lasts."""
     monkeypatch.setattr(tracking, "REPORT_WITHIN", 60.0)
 
 
-async def test_a_close_is_reported_with_the_next_acknowledgement(reports_wait: None) -> None:
+@asynccontextmanager
+async def handed_on(count: int) -> AsyncIterator[tuple[handleipc.Server, Channel, Channel]]:
+    """A server with so many clients, of which one was handed on and not taken yet."""
     async with (
         handleipc.listen("127.0.0.1", 0) as server,
         joined("native") as (a, b),
-        clients(server.sockname, 2),
+        clients(server.sockname, count),
     ):
-        connections = aiter(server)
-        await a.send("first", await anext(connections))
+        await a.send("first", await anext(server))
+        yield server, a, b
+
+
+async def test_a_close_is_reported_with_the_next_acknowledgement(reports_wait: None) -> None:
+    async with handed_on(2) as (server, a, b):
         _, first = await b.recv()
         await turns()
         first.close()
         await turns()
         assert a.connections == 1
-        await a.send("second", await anext(connections))
-        await until(peer_has(a, 1))
+        await a.send("second", await anext(server))
+        await until(known_is(server, 1))
         _, second = await b.recv()
         second.close()
 
 
 async def test_a_count_does_not_wait_for_reports(reports_wait: None) -> None:
-    async with (
-        handleipc.listen("127.0.0.1", 0) as server,
-        joined("native") as (a, b),
-        clients(server.sockname, 1),
-    ):
-        await a.send("x", await anext(aiter(server)))
-        _, connection = await b.recv()
-        connection.close()
+    async with handed_on(1) as (server, _, b):
+        (await b.recv())[1].close()
         assert await server.get_connections(timeout=10) == 0
 
 
 async def test_a_close_is_reported_alone_when_nothing_leaves() -> None:
-    async with (
-        handleipc.listen("127.0.0.1", 0) as server,
-        joined("native") as (a, b),
-        clients(server.sockname, 1),
-    ):
-        await a.send("x", await anext(aiter(server)))
-        _, connection = await b.recv()
-        connection.close()
-        await until(peer_has(a, 0))
+    async with handed_on(1) as (server, a, b):
+        (await b.recv())[1].close()
+        await until(known_is(server, 0))
+        assert a.connections == 0
